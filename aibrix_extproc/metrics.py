@@ -1,0 +1,180 @@
+"""Every metric of this server, in one place: `docs/metrics.md` explains the same list.
+
+One `Metrics` object is made at start and handed to the rooms that count. Labels come from
+closed lists or from known pods and models, so that no client can add a series. Room logic that
+needs no socket does not see this module: it returns what happened, and its caller counts.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """The metrics, each an attribute. A fresh registry each, so that tests do not share."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._decisions()
+        self._requests()
+        self._tokenizer()
+        self._event_sync()
+        self._index()
+        self._discovery()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=_FAST_SECONDS)
+
+    def _decisions(self) -> None:
+        """AIBrix's names, kept so that its dashboards go on."""
+        self.routing_decisions = self._counter(
+            "aibrix_prefix_cache_routing_decisions_total",
+            "Decisions by the share of the prompt that the chosen pod holds.",
+            "model",
+            "match_percent_bucket",
+            "using_kv_sync",
+        )
+        self.routing_latency = self._seconds(
+            "aibrix_prefix_cache_routing_latency_seconds",
+            "From the last byte of a body to its decision.",
+            "model",
+            "using_kv_sync",
+        )
+        self.routing_selection = self._counter(
+            "aibrix_prefix_cache_routing_selection_total",
+            "Decisions by strategy and by what made the choice.",
+            "model",
+            "strategy",
+            "reason",
+        )
+        self.routing_errors = self._counter(
+            "aibrix_prefix_cache_routing_errors_total",
+            "Requests answered with an error of this server.",
+            "model",
+            "error_type",
+        )
+        self.load_imbalance = self._counter(
+            "aibrix_prefix_cache_load_imbalance_total",
+            "Decisions of prefix-cache-classic made by load, because pods were out of balance.",
+            "model",
+        )
+        self.indexer_status = self._gauge(
+            "aibrix_prefix_cache_indexer_status",
+            "1 for the index that decides: events (kv_sync) or predictions alone (local).",
+            "model",
+            "indexer_type",
+        )
+        self.prompt_tokens = self._counter(
+            "aibrix_extproc_prompt_tokens_total", "Prompt tokens of decided requests.", "model"
+        )
+        self.matched_tokens = self._counter(
+            "aibrix_extproc_matched_tokens_total",
+            "Prompt tokens that the chosen pod is expected to reuse.",
+            "model",
+        )
+
+    def _requests(self) -> None:
+        self.streams = self._gauge("aibrix_extproc_streams", "Requests open now.")
+        self.inflight_bytes = self._gauge(
+            "aibrix_extproc_inflight_body_bytes", "Bytes of request bodies held now."
+        )
+        self.requests = self._counter(
+            "aibrix_extproc_requests_total",
+            "Requests by outcome: picked, passed, refused, answered.",
+            "outcome",
+        )
+        self.passed = self._counter(
+            "aibrix_extproc_passed_total",
+            "Requests passed on without a pick, by reason.",
+            "reason",
+        )
+        self.fallbacks = self._counter(
+            "aibrix_extproc_fallback_total",
+            "Requests routed by load because their tokens were not known, by reason.",
+            "reason",
+        )
+        self.loop_lag = self._gauge(
+            "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
+        )
+
+    def _tokenizer(self) -> None:
+        self.tokenizer_latency = self._seconds(
+            "aibrix_extproc_tokenizer_seconds", "One call of a tokenizer.", "api"
+        )
+        self.tokenizer_cache = self._counter(
+            "aibrix_extproc_tokenizer_cache_total",
+            "Look-ups of the prompt cache: hit, miss, shared (an equal call was under way).",
+            "result",
+        )
+        self.tokenizer_cache_bytes = self._gauge(
+            "aibrix_extproc_tokenizer_cache_bytes", "Size of the prompt cache."
+        )
+        self.tokenizer_failures = self._counter(
+            "aibrix_extproc_tokenizer_failures_total", "Failed calls, by reason.", "reason"
+        )
+        self.tokenizer_breaker_open = self._gauge(
+            "aibrix_extproc_tokenizer_breakers_open", "Endpoints that are left alone now."
+        )
+
+    def _event_sync(self) -> None:
+        self.source_state = self._gauge(
+            "aibrix_kv_source_state", "1 for the state that a source is in.", "pod", "rank", "state"
+        )
+        self.source_lag = self._gauge(
+            "aibrix_kv_source_lag_seconds",
+            "Between an engine's time stamp on the last batch and its arrival.",
+            "pod",
+            "rank",
+        )
+        self.batches = self._counter("aibrix_kv_batches_total", "Batches received.", "pod", "rank")
+        self.gaps = self._counter(
+            "aibrix_kv_gaps_total", "Holes seen in a source's sequence.", "pod", "rank"
+        )
+        self.restarts = self._counter(
+            "aibrix_kv_restarts_total", "Restarts of an engine seen in its sequence.", "pod", "rank"
+        )
+        self.replays = self._counter(
+            "aibrix_kv_replays_total",
+            "Replays by result: complete, partial, failed, none (no replay port).",
+            "pod",
+            "rank",
+            "result",
+        )
+        self.source_clears = self._counter(
+            "aibrix_kv_source_clears_total",
+            "Times a source was emptied, by reason.",
+            "reason",
+        )
+        self.blocks_stored = self._counter("aibrix_kv_blocks_stored_total", "Blocks announced.")
+        self.blocks_removed = self._counter("aibrix_kv_blocks_removed_total", "Blocks removed.")
+        self.skipped_events = self._counter(
+            "aibrix_kv_skipped_events_total", "Events that could not be used, by reason.", "reason"
+        )
+        self.bad_frames = self._counter(
+            "aibrix_kv_bad_frames_total",
+            "ZMQ messages that are no event batch, by reason.",
+            "reason",
+        )
+
+    def _index(self) -> None:
+        self.index_bytes = self._gauge("aibrix_kv_index_bytes", "Size of the index.")
+        self.index_blocks = self._gauge("aibrix_kv_index_blocks", "Distinct blocks in the index.")
+        self.index_placements = self._gauge(
+            "aibrix_kv_index_placements", "Blocks in sources, by medium.", "medium"
+        )
+        self.index_orphans = self._gauge("aibrix_kv_index_orphans", "Parked blocks.")
+        self.index_sources = self._gauge("aibrix_kv_index_sources", "Sources in the index.")
+
+    def _discovery(self) -> None:
+        self.pods = self._gauge("aibrix_extproc_pods", "Known pods.", "model", "ready")
+        self.discovery_errors = self._counter(
+            "aibrix_extproc_discovery_errors_total",
+            "Listings, watches, files and probes that failed, by reason.",
+            "reason",
+        )

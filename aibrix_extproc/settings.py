@@ -1,0 +1,387 @@
+"""The environment, read once into one frozen `Settings`.
+
+Owns every variable: its name, default, check and one line of meaning (the README's table is
+compared with it). Knows nothing of what the values do. A value that cannot be used is a
+`SettingsError` that names the variable; `cli` turns it into exit code 2.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.units import parse_duration_s, parse_size_bytes
+
+IGNORED: Final[Mapping[str, str]] = {
+    "AIBRIX_PREFIX_CACHE_TOKENIZER_TYPE": "tokens always come from the remote tokenizer",
+    "AIBRIX_PREFIX_CACHE_BLOCK_SIZE": "every event carries the engine's own block size",
+    "REDIS_HOST": "nothing here needs Redis",
+    "REDIS_PORT": "nothing here needs Redis",
+    "REDIS_PASSWORD": "nothing here needs Redis",
+}
+"""Variables of AIBrix's manifests that mean nothing here, and why: accepted with a warning."""
+
+_OWN_PREFIXES: Final = ("AIBRIX_EXTPROC_", "AIBRIX_KV_", "AIBRIX_PREFIX_CACHE_")
+
+
+def _duration(value: object) -> object:
+    return parse_duration_s(value) if isinstance(value, str) else value
+
+
+def _size(value: object) -> object:
+    return parse_size_bytes(value) if isinstance(value, str) else value
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    flag = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.strip().lower() not in flag:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return flag[value.strip().lower()]
+
+
+def _address(value: object) -> object:
+    """`:8080` means every interface; `host:port` is taken as it is."""
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.strip().rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not host:port (for every interface write :8080)")
+    return f"{host or '0.0.0.0'}:{port}"  # noqa: S104
+
+
+def _endpoint(value: object) -> object:
+    """An http(s) URL without a trailing slash, or empty for none."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    url = value.strip().rstrip("/")
+    if not url.startswith(("http://", "https://")) or not url.split("://", 1)[1]:
+        raise ValueError(f"{value!r} is not a URL: write http://host:port")
+    return url
+
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Address = Annotated[str, BeforeValidator(_address)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class BodyMode(StrEnum):
+    """How Envoy sends bodies, where it does not say so itself (before Envoy 1.34)."""
+
+    BUFFERED = "buffered"
+    DUPLEX = "duplex"
+
+
+class LogFormat(StrEnum):
+    """The shape of log lines."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+def _var(default: Any, name: str, meaning: str) -> Any:
+    return Field(default, validation_alias=name, description=meaning, validate_default=True)
+
+
+class Settings(BaseModel):
+    """Everything that an operator can set. Names carry units; `from_environment` builds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    # -- AIBrix's own variables ---------------------------------------------------------------
+    kv_event_sync: Flag = _var(
+        False,
+        "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED",
+        "Feed the index from the engines' KV events. Needs the remote tokenizer.",
+    )
+    use_remote_tokenizer: Flag = _var(
+        False,
+        "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER",
+        "Tokenize prompts by the engines' own `/tokenize`.",
+    )
+    tokenizer_endpoint: Annotated[str, BeforeValidator(_endpoint)] = _var(
+        "",
+        "AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT",
+        "URL of a tokenizer to ask first; where it is unset, or does not know the model, a ready "
+        "pod of the model is asked.",
+    )
+    decision_metrics: Flag = _var(
+        True,
+        "AIBRIX_PREFIX_CACHE_LOCAL_ROUTER_METRICS_ENABLED",
+        "Export the metrics of each decision.",
+    )
+    routing_algorithm: str = _var(
+        "prefix-cache",
+        "ROUTING_ALGORITHM",
+        "Strategy of requests without the header `routing-strategy`: `prefix-cache`, "
+        "`prefix-cache-classic`, `least-request` or `random`.",
+    )
+    imbalance_abs_count: Annotated[int, Field(ge=0)] = _var(
+        8,
+        "AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT",
+        "`prefix-cache-classic`: above this difference of running requests only the least loaded "
+        "pods are candidates.",
+    )
+    standard_deviation_factor: Annotated[float, Field(ge=0)] = _var(
+        1.0,
+        "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR",
+        "`prefix-cache-classic`: a pod is chosen while its running requests stay within the mean "
+        "plus this many standard deviations.",
+    )
+
+    # -- server -------------------------------------------------------------------------------
+    grpc_address: Address = _var(
+        "0.0.0.0:50052",
+        "AIBRIX_EXTPROC_GRPC_ADDRESS",
+        "Where Envoy reaches this server.",
+    )
+    admin_address: Address = _var(
+        "0.0.0.0:8080",
+        "AIBRIX_EXTPROC_ADMIN_ADDRESS",
+        "Health, metrics and debug pages over HTTP.",
+    )
+    log_level: LogLevel = _var(LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line.")
+    log_format: LogFormat = _var(
+        LogFormat.TEXT, "AIBRIX_EXTPROC_LOG_FORMAT", "`text` or `json`, one object a line."
+    )
+    pre_stop_delay_s: DurationOrZero = _var(
+        5.0,
+        "AIBRIX_EXTPROC_PRE_STOP_DELAY",
+        "After SIGTERM: how long new requests are still taken while health says NOT_SERVING.",
+    )
+    watchdog_timeout_s: DurationOrZero = _var(
+        10.0,
+        "AIBRIX_EXTPROC_WATCHDOG_TIMEOUT",
+        "A stall of the event loop longer than this ends the process; 0 switches it off.",
+    )
+    ready_grace_s: DurationOrZero = _var(
+        30.0,
+        "AIBRIX_EXTPROC_READY_GRACE",
+        "Readiness waits for the first sync of all sources for at most this long.",
+    )
+
+    # -- requests -----------------------------------------------------------------------------
+    max_streams: Annotated[int, Field(ge=1)] = _var(
+        10_000, "AIBRIX_EXTPROC_MAX_STREAMS", "Requests open at once; above it 429."
+    )
+    max_body_bytes: Size = _var(
+        16 * 1024 * 1024, "AIBRIX_EXTPROC_MAX_BODY_BYTES", "Largest request body; above it 413."
+    )
+    max_inflight_bytes: Size = _var(
+        512 * 1024 * 1024,
+        "AIBRIX_EXTPROC_MAX_INFLIGHT_BYTES",
+        "Bytes of all bodies held at once; above it requests pass on without a pick.",
+    )
+    decision_timeout_s: Duration = _var(
+        1.0,
+        "AIBRIX_EXTPROC_DECISION_TIMEOUT",
+        "From the last byte of a body to its decision; over it the request is routed by load.",
+    )
+    default_body_mode: BodyMode = _var(
+        BodyMode.BUFFERED,
+        "AIBRIX_EXTPROC_DEFAULT_BODY_MODE",
+        "Body mode of an Envoy that does not name its own (before 1.34): `buffered` or `duplex`.",
+    )
+    alternatives: Annotated[int, Field(ge=1, le=16)] = _var(
+        3,
+        "AIBRIX_EXTPROC_ALTERNATIVES",
+        "Pods named in `x-gateway-destination-endpoint`, best first. Set 1 where that header "
+        "feeds an ORIGINAL_DST cluster.",
+    )
+    debug_headers: Flag = _var(
+        False,
+        "AIBRIX_EXTPROC_DEBUG_HEADERS",
+        "Tell clients strategy, pod and matched tokens. They show a tenant what others cached.",
+    )
+    trust_client_headers: Flag = _var(
+        True,
+        "AIBRIX_EXTPROC_TRUST_CLIENT_HEADERS",
+        "Let clients choose by `routing-strategy` and `external-filter`.",
+    )
+
+    # -- routing ------------------------------------------------------------------------------
+    decode_weight_tokens: Annotated[float, Field(ge=0)] = _var(
+        64.0,
+        "AIBRIX_EXTPROC_DECODE_WEIGHT_TOKENS",
+        "`prefix-cache`: what one decoding request costs a pod, in prompt tokens.",
+    )
+    reservation_limit_s: Duration = _var(
+        600.0,
+        "AIBRIX_EXTPROC_RESERVATION_LIMIT",
+        "A request that is not seen to end leaves the ledger of load after this long.",
+    )
+    expected_output_tokens: Annotated[int, Field(ge=1)] = _var(
+        256,
+        "AIBRIX_EXTPROC_EXPECTED_OUTPUT_TOKENS",
+        "Length of an answer whose request sets no limit, where its end cannot be seen (duplex).",
+    )
+    expected_token_time_s: Duration = _var(
+        0.02,
+        "AIBRIX_EXTPROC_EXPECTED_TIME_PER_TOKEN",
+        "Time of one answer token, where the end of the answer cannot be seen (duplex).",
+    )
+    prediction_ttl_s: DurationOrZero = _var(
+        2.0,
+        "AIBRIX_EXTPROC_PREDICTION_TTL",
+        "How long what was just sent to a pod counts as held there, until its events say so.",
+    )
+    prediction_ttl_no_events_s: DurationOrZero = _var(
+        600.0,
+        "AIBRIX_EXTPROC_PREDICTION_TTL_NO_EVENTS",
+        "The same for a pod that sends no events.",
+    )
+    prediction_max_blocks: Annotated[int, Field(ge=0)] = _var(
+        500_000,
+        "AIBRIX_EXTPROC_PREDICTION_MAX_BLOCKS",
+        "Predicted blocks held at once; above it the oldest go.",
+    )
+
+    # -- tokenizer ----------------------------------------------------------------------------
+    tokenizer_cache_bytes: Size = _var(
+        64 * 1024 * 1024, "AIBRIX_EXTPROC_TOKENIZER_CACHE_BYTES", "Cache of tokenized prompts."
+    )
+    tokenizer_timeout_s: Duration = _var(
+        5.0,
+        "AIBRIX_EXTPROC_TOKENIZER_TIMEOUT",
+        "Of one call; equal prompts share it, so it may outlive the decision that began it.",
+    )
+    tokenizer_breaker_failures: Annotated[int, Field(ge=1)] = _var(
+        5,
+        "AIBRIX_EXTPROC_TOKENIZER_BREAKER_FAILURES",
+        "Failures in a row after which a tokenizer endpoint is left alone.",
+    )
+    tokenizer_breaker_cooldown_s: Duration = _var(
+        5.0,
+        "AIBRIX_EXTPROC_TOKENIZER_BREAKER_COOLDOWN",
+        "How long it is left alone before one call tries it again.",
+    )
+    tokenizer_render: Flag = _var(
+        True,
+        "AIBRIX_EXTPROC_TOKENIZER_RENDER",
+        "Prefer `/render`, which returns the exact ids, where an engine answers it.",
+    )
+    exclude_tools_when_tool_choice_none: Flag = _var(
+        False,
+        "AIBRIX_EXTPROC_EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE",
+        "Set it where the engines run with `--exclude-tools-when-tool-choice-none`.",
+    )
+
+    # -- discovery ----------------------------------------------------------------------------
+    endpoints_file: str = _var(
+        "",
+        "AIBRIX_EXTPROC_ENDPOINTS_FILE",
+        "YAML file that lists the pods; unset means Kubernetes.",
+    )
+    namespace: str = _var(
+        "", "AIBRIX_EXTPROC_NAMESPACE", "Namespace whose pods are watched; unset means all."
+    )
+    probe_interval_s: Duration = _var(
+        10.0,
+        "AIBRIX_EXTPROC_PROBE_INTERVAL",
+        "How often each pod is asked for its `/v1/models` and `/kv_event_sources`.",
+    )
+
+    # -- event sync ---------------------------------------------------------------------------
+    kv_event_port: Port = _var(
+        5557, "AIBRIX_KV_EVENT_PORT", "Event port of a pod that names none; rank r adds r."
+    )
+    kv_replay_port: Port = _var(
+        5558, "AIBRIX_KV_REPLAY_PORT", "Replay port of a pod that names none; rank r adds r."
+    )
+    kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = _var(
+        2, "AIBRIX_KV_SUBSCRIBER_THREADS", "Threads that read all event streams."
+    )
+    kv_index_max_bytes: Size = _var(
+        2 * 1024 * 1024 * 1024,
+        "AIBRIX_KV_INDEX_MAX_BYTES",
+        "Size of the index; above it a source takes no new block until it is cleared. 0: no limit.",
+    )
+    kv_max_orphans: Annotated[int, Field(ge=0)] = _var(
+        4096, "AIBRIX_KV_MAX_ORPHANS", "Parked blocks per source whose parent is unknown."
+    )
+    kv_replay_timeout_s: Duration = _var(
+        5.0, "AIBRIX_KV_REPLAY_TIMEOUT", "Longest silence within one replay."
+    )
+    kv_queue_bytes: Size = _var(
+        64 * 1024 * 1024,
+        "AIBRIX_KV_QUEUE_BYTES",
+        "Live batches that wait for a replay, per source; above it the source is LOST.",
+    )
+    kv_idle_probe_s: Duration = _var(
+        10.0,
+        "AIBRIX_KV_IDLE_PROBE",
+        "A source silent for this long is asked for what follows its last number.",
+    )
+    kv_lost_after_s: Duration = _var(
+        60.0,
+        "AIBRIX_KV_LOST_AFTER",
+        "A source that cannot be reached for this long is LOST and cleared.",
+    )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read and check the variables (default: `os.environ`); an empty one counts as unset.
+
+        Raises SettingsError that names every bad variable and says what to write.
+        """
+        source = os.environ if environment is None else environment
+        names = variables()
+        values = {name: source[name] for name in names if source.get(name, "").strip()}
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError("; ".join(_explain(e) for e in error.errors())) from None
+        settings.check_together()
+        return settings
+
+    def check_together(self) -> None:
+        """Rules that bind several variables. Raises SettingsError."""
+        if self.kv_event_sync and not self.use_remote_tokenizer:
+            raise SettingsError(
+                "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED is true, but "
+                "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER is not: events name tokens, so prompts "
+                "must be tokenized. Set the second to true, or the first to false"
+            )
+
+
+def variables() -> dict[str, FieldInfo]:
+    """Every variable by its name, in the order of the table."""
+    return {str(field.validation_alias): field for field in Settings.model_fields.values()}
+
+
+def warnings(environment: Mapping[str, str] | None = None) -> list[str]:
+    """One line for each variable that is set and has no effect here, with the reason."""
+    source = os.environ if environment is None else environment
+    known = list(variables())
+    lines = [f"{name} is ignored: {why}" for name, why in IGNORED.items() if source.get(name)]
+    for name in sorted(source):
+        if name.startswith(_OWN_PREFIXES) and name not in known and name not in IGNORED:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            lines.append(f"{name} is no variable of this server{hint}")
+    return lines
+
+
+def _explain(error: Any) -> str:
+    name = str(error["loc"][0])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = error.get("input")
+    return f"{name}: {message}" + (f" (it is {given!r})" if str(given) not in message else "")
