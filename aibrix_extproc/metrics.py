@@ -48,25 +48,28 @@ class Metrics:
         )
         self.routing_selection = self._counter(
             "aibrix_prefix_cache_routing_selection_total",
-            "Decisions by strategy and by what made the choice.",
+            "Decisions by what made the choice (selection) and by strategy.",
             "model",
+            "selection",
+            "using_kv_sync",
             "strategy",
-            "reason",
         )
         self.routing_errors = self._counter(
             "aibrix_prefix_cache_routing_errors_total",
             "Requests answered with an error of this server.",
             "model",
             "error_type",
+            "using_kv_sync",
         )
         self.load_imbalance = self._counter(
             "aibrix_prefix_cache_load_imbalance_total",
             "Decisions of prefix-cache-classic made by load, because pods were out of balance.",
             "model",
+            "using_kv_sync",
         )
         self.indexer_status = self._gauge(
             "aibrix_prefix_cache_indexer_status",
-            "1 for the index that decides: events (kv_sync) or predictions alone (local).",
+            "1 for the index that decides: events (sync) or predictions alone (local).",
             "model",
             "indexer_type",
         )
@@ -98,6 +101,10 @@ class Metrics:
             "aibrix_extproc_fallback_total",
             "Requests routed by load because their tokens were not known, by reason.",
             "reason",
+        )
+        self.report_mode = self._counter(
+            "aibrix_extproc_report_mode_requests_total",
+            "Requests that make the engine announce its hits again (kv_cache_report_mode: full).",
         )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
