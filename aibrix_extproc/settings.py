@@ -104,7 +104,9 @@ def _var(default: Any, name: str, meaning: str) -> Any:
 class Settings(BaseModel):
     """Everything that an operator can set. Names carry units; `from_environment` builds it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
     # -- AIBrix's own variables ---------------------------------------------------------------
     kv_event_sync: Flag = _var(
