@@ -1,0 +1,375 @@
+"""What a request's body asks for: the model, the prompt, and the few fields that routing reads.
+
+Owns the shape of `/v1/chat/completions` and `/v1/completions` as far as a decision needs it.
+Pure: it knows no Envoy, no tokenizer and no pod. A body is scanned once into slices of its
+top-level fields; only the slices that matter are read. It is never written anew: engines and
+tokenizers get the client's own bytes. What is wrong with a field that routing does not read is
+the engine's to say.
+"""
+
+import secrets
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, cast
+
+import msgspec
+import xxhash
+from msgspec import Raw
+
+from aibrix_extproc.errors import BadBody, NoModelInRequest
+
+CHAT_PATH: Final = "/v1/chat/completions"
+COMPLETION_PATH: Final = "/v1/completions"
+
+NOT_PROMPT: Final = frozenset(
+    {
+        "allowed_token_ids",
+        "bad_words",
+        "cache_salt",
+        "frequency_penalty",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "length_penalty",
+        "logit_bias",
+        "logprob_token_ids",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "min_p",
+        "min_tokens",
+        "n",
+        "parallel_tool_calls",
+        "presence_penalty",
+        "priority",
+        "prompt_cache_key",
+        "prompt_logprobs",
+        "repetition_penalty",
+        "request_id",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "session_id",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop",
+        "stop_token_ids",
+        "store",
+        "stream",
+        "stream_interval",
+        "stream_options",
+        "temperature",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+    }
+)
+"""Fields that never change the token ids (vLLM 0.32). Any other field is part of the cache key,
+an unknown one too: at worst a prompt is tokenized twice."""
+
+_DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default of max_tokens on /v1/completions
+_KEY_SEED: Final = secrets.randbits(64)  # a client cannot prepare two prompts with one key
+
+
+class PromptKind(StrEnum):
+    """What has to be done for the ids: apply a chat template, encode a text, or nothing."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to be tokenized. Two prompts are equal where their `cache_key` is."""
+
+    kind: PromptKind = field(compare=False)
+    model: str = field(compare=False, repr=False)
+    body: bytes = field(compare=False, repr=False)
+    """The client's body, unchanged."""
+    cache_key: bytes
+    """16 bytes over everything that may decide the tokens; its value differs between processes."""
+    fields: Mapping[str, Raw] = field(default_factory=dict, compare=False, repr=False)
+    """The top-level fields of `body`, as slices of it."""
+    text: str | None = field(default=None, compare=False, repr=False)
+    """COMPLETION: the text, the first one of a list."""
+    token_ids: "array[int] | None" = field(default=None, compare=False, repr=False)
+    """TOKENS: the ids ('I'), the first list of a list of lists."""
+    prompts: int = field(default=1, compare=False)
+    """How many prompts the body holds; only the first is routed by."""
+    truncate_prompt_tokens: int | None = field(default=None, compare=False)
+    """Tokens that the engine keeps; -1: what fits beside `max_output_tokens`; None: all."""
+    truncate_keeps_first: bool = field(default=False, compare=False)
+    """True for `truncation_side: right`; else the last tokens are kept."""
+    max_output_tokens: int = field(default=0, compare=False)
+    """What vLLM takes off the context length before it truncates to -1."""
+    add_special_tokens: bool = field(default=True, compare=False)
+    """COMPLETION only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    """What routing reads of a body."""
+
+    model: str
+    prompt: Prompt | None
+    """None where there is none to tokenize: prompt embeddings alone."""
+    prompt_bytes: int
+    """Length of the prompt's text, so that bytes / 4 estimates its tokens. Media do not count."""
+    cache_salt: str | None
+    stream: bool
+    max_tokens: int | None
+    """Limit of the answer, None where the body sets none."""
+    report_mode: bool
+    """The body asks the engine to announce its hits again (vLLM 0.26+)."""
+
+
+class _Part(msgspec.Struct):
+    text: Raw = Raw()
+
+
+class _Message(msgspec.Struct):
+    content: Raw = Raw()
+
+
+class _ModelOnly(msgspec.Struct):
+    model: str
+
+
+_fields_of: Final = msgspec.json.Decoder(dict[str, Raw]).decode
+_messages_of: Final = msgspec.json.Decoder(list[_Message]).decode
+_parts_of: Final = msgspec.json.Decoder(list[_Part]).decode
+_prompt_of: Final = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
+_model_of: Final = msgspec.json.Decoder(_ModelOnly).decode
+
+# RecursionError: brackets nested some hundreds deep. ValueError: bytes that are no UTF-8.
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, ValueError)
+
+
+def is_completion_path(path: str) -> bool:
+    """Whether `path`, with or without a query string, is one of the two that carry prompts."""
+    return path.partition("?")[0] in (CHAT_PATH, COMPLETION_PATH)
+
+
+def parse_body(path: str, body: bytes) -> ParsedBody:
+    """Read the body of a request to one of the two paths (`is_completion_path`).
+
+    Raises BadBody (no JSON object, or `messages` or `prompt` of a wrong type) and
+    NoModelInRequest (`model` is no text, or empty). Of two fields of one name the last counts,
+    as in the engine.
+    """
+    try:
+        fields = _fields_of(body)
+    except _UNREADABLE:
+        raise BadBody(
+            "The body is not a JSON object that can be read. Send one, in UTF-8, with the fields "
+            "'model' and 'messages' or 'prompt'."
+        ) from None
+    model = _scalar(fields, "model")
+    if not isinstance(model, str) or not model:
+        raise NoModelInRequest()
+    is_chat = path.partition("?")[0] == CHAT_PATH
+    max_tokens = _max_tokens(fields, is_chat)
+    read_prompt = _chat if is_chat else _completion
+    prompt, prompt_bytes = read_prompt(model, body, fields, max_tokens)
+    salt = _scalar(fields, "cache_salt")
+    return ParsedBody(
+        model=model,
+        prompt=prompt,
+        prompt_bytes=prompt_bytes,
+        cache_salt=salt if isinstance(salt, str) and salt else None,
+        stream=_scalar(fields, "stream") is True,
+        max_tokens=max_tokens,
+        report_mode=_asks_for_report(fields),
+    )
+
+
+def peek_model(body: bytes) -> str | None:
+    """The model of another path's body; None where it is no JSON object with one."""
+    try:
+        return _model_of(body).model or None
+    except _UNREADABLE:
+        return None
+
+
+def _chat(
+    model: str, body: bytes, fields: Mapping[str, Raw], max_tokens: int | None
+) -> tuple[Prompt | None, int]:
+    try:
+        messages = _messages_of(fields.get("messages", Raw()))
+    except _UNREADABLE:
+        messages = []
+    if not messages:
+        raise BadBody(
+            "The field 'messages' must be a list with at least one message, each an object with "
+            "'role' and 'content'.",
+            param="messages",
+        )
+    truncate, keeps_first = _truncation(fields)
+    prompt = Prompt(
+        kind=PromptKind.CHAT,
+        model=model,
+        body=body,
+        cache_key=_cache_key(PromptKind.CHAT, fields, truncate),
+        fields=fields,
+        truncate_prompt_tokens=truncate,
+        truncate_keeps_first=keeps_first,
+        max_output_tokens=max_tokens or 0,
+        add_special_tokens=False,
+    )
+    text_bytes = sum(_text_bytes(message.content) for message in messages)
+    return prompt, text_bytes + _size(fields.get("tools", Raw()))
+
+
+def _completion(
+    model: str, body: bytes, fields: Mapping[str, Raw], max_tokens: int | None
+) -> tuple[Prompt | None, int]:
+    if "prompt_embeds" in fields and _is_null(fields, "prompt"):
+        return None, 0
+    try:
+        given = _prompt_of(fields.get("prompt", Raw()))
+    except _UNREADABLE:
+        raise _bad_prompt() from None
+    first, prompts = _first_prompt(given)
+    if isinstance(first, str):
+        kind, text, ids = PromptKind.COMPLETION, first, None
+        first_bytes = memoryview(first.encode())
+    else:
+        kind, text, ids = PromptKind.TOKENS, None, _ids(first)
+        first_bytes = memoryview(ids).cast("B")
+    truncate, keeps_first = _truncation(fields)
+    prompt = Prompt(
+        kind=kind,
+        model=model,
+        body=body,
+        cache_key=_cache_key(kind, fields, truncate, first_bytes),
+        fields=fields,
+        text=text,
+        token_ids=ids,
+        prompts=prompts,
+        truncate_prompt_tokens=truncate,
+        truncate_keeps_first=keeps_first,
+        max_output_tokens=_DEFAULT_COMPLETION_TOKENS if max_tokens is None else max_tokens,
+        add_special_tokens=_scalar(fields, "add_special_tokens") is not False,
+    )
+    return prompt, len(first_bytes)  # an id is four bytes: tokens * 4
+
+
+def _first_prompt(given: str | list[str | int | list[int]]) -> tuple[str | list[int], int]:
+    """The prompt that is routed by, and how many there are. Raises BadBody."""
+    if isinstance(given, str):
+        return given, 1
+    first = given[0] if given else None
+    if first is None or any(type(item) is not type(first) for item in given):
+        raise _bad_prompt()
+    if isinstance(first, int):
+        return cast("list[int]", given), 1
+    return first, len(given)
+
+
+def _ids(given: list[int]) -> "array[int]":
+    try:
+        ids = array("I", given)
+    except OverflowError:
+        raise _bad_prompt() from None
+    if not ids:
+        raise _bad_prompt()
+    return ids
+
+
+def _bad_prompt() -> BadBody:
+    return BadBody(
+        "The field 'prompt' must be a text, a list of texts, a list of token ids (0 to "
+        "4294967295) or a list of such lists, and no list may be empty.",
+        param="prompt",
+    )
+
+
+def _cache_key(
+    kind: PromptKind,
+    fields: Mapping[str, Raw],
+    truncate: int | None,
+    first: memoryview | None = None,
+) -> bytes:
+    """A digest of all fields but NOT_PROMPT, sorted by name; `first` stands for the prompt.
+
+    Each piece goes in with its length, so that no two lists of pieces read the same. 128 bits:
+    among a billion prompts the odds of one accidental collision are below 1 in 10^20.
+    """
+    digest = xxhash.xxh3_128(kind.encode(), seed=_KEY_SEED)
+    # What fits the context depends on the length asked for, so then it decides the tokens.
+    counted = ("max_tokens", "max_completion_tokens") if truncate == -1 else ()
+    for name in sorted(fields):
+        if name in NOT_PROMPT and name not in counted:
+            continue
+        value = first if name == "prompt" and first is not None else memoryview(fields[name])
+        label = name.encode()
+        digest.update(b"%d:%d:" % (len(label), len(value)))
+        digest.update(label)
+        digest.update(value)
+    return digest.digest()
+
+
+def _text_bytes(content: Raw) -> int:
+    """Bytes of the text in a message's content: a text, or a list of parts."""
+    if _head(content) == b"[":
+        try:
+            return sum(_size(part.text) for part in _parts_of(content))
+        except _UNREADABLE:
+            pass
+    return _size(content)
+
+
+def _truncation(fields: Mapping[str, Raw]) -> tuple[int | None, bool]:
+    """How many tokens the engine keeps, and whether they are the first (`truncation_side`)."""
+    keep = _scalar(fields, "truncate_prompt_tokens")
+    if type(keep) is not int or keep < -1:
+        return None, False
+    return keep, _scalar(fields, "truncation_side") == "right"
+
+
+def _max_tokens(fields: Mapping[str, Raw], is_chat: bool) -> int | None:
+    names = ("max_completion_tokens", "max_tokens") if is_chat else ("max_tokens",)
+    for name in names:
+        value = _scalar(fields, name)
+        if type(value) is int and value >= 0:
+            return value
+    return None
+
+
+def _asks_for_report(fields: Mapping[str, Raw]) -> bool:
+    extra = _decoded(fields, "vllm_xargs")
+    return isinstance(extra, dict) and extra.get("kv_cache_report_mode") == "full"
+
+
+def _is_null(fields: Mapping[str, Raw], name: str) -> bool:
+    return name not in fields or _head(fields[name]) == b"n"
+
+
+def _head(value: Raw) -> bytes:
+    """The first byte, which tells the type: a slice has no white space around it."""
+    return bytes(memoryview(value)[:1])
+
+
+def _size(value: Raw) -> int:
+    return len(memoryview(value))
+
+
+def _scalar(fields: Mapping[str, Raw], name: str) -> object:
+    """A field that should be a scalar; None where it is missing, null or something else."""
+    value = fields.get(name)
+    if value is None or _head(value) in (b"[", b"{"):
+        return None
+    return _decoded(fields, name)
+
+
+def _decoded(fields: Mapping[str, Raw], name: str) -> object:
+    try:
+        return msgspec.json.decode(fields[name]) if name in fields else None
+    except _UNREADABLE:
+        return None

@@ -1,0 +1,343 @@
+"""What is read of a request's body, and which bodies are refused."""
+
+import json
+from array import array
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from aibrix_extproc.errors import BadBody, NoModelInRequest
+from aibrix_extproc.extproc.openai import (
+    ParsedBody,
+    Prompt,
+    PromptKind,
+    is_completion_path,
+    parse_body,
+    peek_model,
+)
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(**fields: Any) -> ParsedBody:
+    return parse_body(CHAT, json.dumps({"model": "m", "messages": HELLO} | fields).encode())
+
+
+def completion(**fields: Any) -> ParsedBody:
+    return parse_body(COMPLETION, json.dumps({"model": "m", "prompt": "hello"} | fields).encode())
+
+
+def prompt_of(parsed: ParsedBody) -> Prompt:
+    assert parsed.prompt is not None
+    return parsed.prompt
+
+
+def key(parsed: ParsedBody) -> bytes:
+    return prompt_of(parsed).cache_key
+
+
+class TestPaths:
+    @pytest.mark.parametrize("path", [CHAT, COMPLETION, CHAT + "?a=b", COMPLETION + "?"])
+    def test_the_two_paths_count_with_and_without_a_query(self, path: str) -> None:
+        assert is_completion_path(path)
+
+    @pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings", CHAT + "/render", "/", ""])
+    def test_no_other_path_counts(self, path: str) -> None:
+        assert not is_completion_path(path)
+
+    def test_a_query_does_not_change_how_a_body_is_read(self) -> None:
+        body = json.dumps({"model": "m", "messages": HELLO}).encode()
+        assert prompt_of(parse_body(CHAT + "?x=1", body)).kind is PromptKind.CHAT
+
+
+class TestFields:
+    def test_a_chat_keeps_its_body_byte_for_byte(self) -> None:
+        body = b' {"model" : "m","messages":[ {"role":"user", "content":"h\\u00e9"}]} '
+        prompt = prompt_of(parse_body(CHAT, body))
+        assert (prompt.kind, prompt.model, prompt.body) == (PromptKind.CHAT, "m", body)
+
+    def test_a_text_prompt_is_unescaped(self) -> None:
+        body = b'{"model":"m","prompt":"caf\\u00e9 \\"x\\""}'
+        prompt = prompt_of(parse_body(COMPLETION, body))
+        assert (prompt.kind, prompt.text) == (PromptKind.COMPLETION, 'café "x"')
+
+    def test_of_a_list_of_texts_the_first_counts(self) -> None:
+        prompt = prompt_of(completion(prompt=["one", "two", "three"]))
+        assert (prompt.text, prompt.prompts) == ("one", 3)
+
+    def test_token_ids_need_no_text(self) -> None:
+        prompt = prompt_of(completion(prompt=[0, 5, 2**32 - 1]))
+        assert prompt.kind is PromptKind.TOKENS
+        assert (prompt.text, prompt.token_ids) == (None, array("I", [0, 5, 2**32 - 1]))
+
+    def test_of_lists_of_token_ids_the_first_counts(self) -> None:
+        prompt = prompt_of(completion(prompt=[[1, 2], [3]]))
+        assert (prompt.token_ids, prompt.prompts) == (array("I", [1, 2]), 2)
+
+    def test_prompt_embeddings_alone_leave_nothing_to_tokenize(self) -> None:
+        body = json.dumps({"model": "m", "prompt_embeds": "AAAA"}).encode()
+        parsed = parse_body(COMPLETION, body)
+        assert (parsed.prompt, parsed.prompt_bytes) == (None, 0)
+
+    def test_what_routing_reads_is_read(self) -> None:
+        parsed = chat(
+            cache_salt="s",
+            stream=True,
+            max_tokens=7,
+            vllm_xargs={"kv_cache_report_mode": "full"},
+            truncate_prompt_tokens=9,
+        )
+        assert (parsed.cache_salt, parsed.stream, parsed.max_tokens) == ("s", True, 7)
+        assert parsed.report_mode
+        assert prompt_of(parsed).truncate_prompt_tokens == 9
+
+    def test_nothing_set_means_no_salt_no_stream_no_limit(self) -> None:
+        parsed = chat()
+        assert (parsed.cache_salt, parsed.stream, parsed.max_tokens) == (None, False, None)
+        assert not parsed.report_mode
+
+    def test_of_the_two_limits_a_chat_takes_the_newer_name(self) -> None:
+        assert chat(max_tokens=7, max_completion_tokens=3).max_tokens == 3
+        assert completion(max_tokens=7, max_completion_tokens=3).max_tokens == 7
+
+    def test_special_tokens_are_added_to_a_text_unless_the_body_says_no(self) -> None:
+        assert prompt_of(completion()).add_special_tokens
+        assert not prompt_of(completion(add_special_tokens=False)).add_special_tokens
+
+    @pytest.mark.parametrize("keep", [True, "9", 2.5, -2, [9], {"a": 1}, None])
+    def test_a_truncation_that_is_no_number_of_tokens_is_left_to_the_engine(
+        self, keep: object
+    ) -> None:
+        assert prompt_of(chat(truncate_prompt_tokens=keep)).truncate_prompt_tokens is None
+
+    def test_fields_that_do_not_concern_routing_may_hold_anything(self) -> None:
+        parsed = chat(
+            temperature="hot",
+            max_tokens="many",
+            stream="yes",
+            cache_salt=5,
+            vllm_xargs=[1],
+            stop={"a": [None]},
+            unknown_field={"deep": [1, {"x": 2}]},
+        )
+        assert (parsed.cache_salt, parsed.stream, parsed.max_tokens) == (None, False, None)
+
+    def test_of_two_fields_of_one_name_the_last_counts(self) -> None:
+        body = b'{"model":"a","prompt":"x","model":"b","prompt":"y"}'
+        parsed = parse_body(COMPLETION, body)
+        assert (parsed.model, prompt_of(parsed).text) == ("b", "y")
+
+    def test_an_escaped_name_is_the_same_name(self) -> None:
+        assert parse_body(COMPLETION, b'{"mod\\u0065l":"m","prompt":"x"}').model == "m"
+
+
+class TestEstimate:
+    def test_a_text_counts_its_bytes(self) -> None:
+        assert completion(prompt="né").prompt_bytes == 3
+
+    def test_token_ids_count_four_bytes_each(self) -> None:
+        assert completion(prompt=[1, 2, 3]).prompt_bytes == 12
+
+    def test_a_chat_counts_the_text_of_its_messages_and_its_tools(self) -> None:
+        plain = chat(messages=[{"role": "user", "content": "a" * 400}]).prompt_bytes
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        with_tools = chat(messages=[{"role": "user", "content": "a" * 400}], tools=tools)
+        assert 400 <= plain <= 402
+        assert with_tools.prompt_bytes == plain + len(json.dumps(tools))
+
+    def test_an_image_inside_a_message_does_not_count_as_text(self) -> None:
+        parts = [
+            {"type": "text", "text": "what is it"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}},
+        ]
+        assert chat(messages=[{"role": "user", "content": parts}]).prompt_bytes < 20
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"hello", b"[]", b'"x"', b"null", b'{"model":"m"', b'{"model":"m","messages":[}]}'],
+    )
+    def test_a_body_that_is_no_json_object_is_refused(self, body: bytes) -> None:
+        with pytest.raises(BadBody) as refused:
+            parse_body(CHAT, body)
+        assert refused.value.headers == {"x-error-request-body-processing": "true"}
+        assert "Send one" in refused.value.message
+
+    @pytest.mark.parametrize("model", [None, "", 5, ["m"], {"a": 1}, True])
+    def test_a_model_that_is_no_name_is_no_model(self, model: object) -> None:
+        with pytest.raises(NoModelInRequest) as refused:
+            chat(model=model)
+        assert refused.value.headers["x-error-no-model-in-request"] == "true"
+        assert refused.value.headers["x-error-request-body-processing"] == "true"
+
+    def test_a_missing_model_is_no_model(self) -> None:
+        with pytest.raises(NoModelInRequest):
+            parse_body(COMPLETION, b'{"prompt":"x"}')
+
+    @pytest.mark.parametrize(
+        "messages", [None, [], {}, "hello", [1], ["hello"], [[]], [HELLO[0], "x"], [None]]
+    )
+    def test_messages_must_be_a_list_of_objects(self, messages: object) -> None:
+        with pytest.raises(BadBody) as refused:
+            chat(messages=messages)
+        assert refused.value.param == "messages"
+
+    def test_missing_messages_are_refused(self) -> None:
+        with pytest.raises(BadBody) as refused:
+            parse_body(CHAT, b'{"model":"m","prompt":"x"}')
+        assert refused.value.param == "messages"
+
+    @pytest.mark.parametrize(
+        "prompt",
+        [
+            None,
+            5,
+            {},
+            {"a": 1},
+            [],
+            [[]],
+            [True],
+            [1, True],
+            [1.5],
+            [-1],
+            [2**32],
+            [10**30],
+            ["a", 1],
+            [1, "a"],
+            [[1], "a"],
+            [["a"]],
+            [[1, True]],
+            [[-1]],
+            [[[1]]],
+            [None],
+        ],
+    )
+    def test_a_prompt_of_another_type_is_refused(self, prompt: object) -> None:
+        with pytest.raises(BadBody) as refused:
+            completion(prompt=prompt)
+        assert refused.value.param == "prompt"
+
+    def test_a_missing_prompt_is_refused(self) -> None:
+        with pytest.raises(BadBody) as refused:
+            parse_body(COMPLETION, b'{"model":"m","messages":[{}]}')
+        assert refused.value.param == "prompt"
+
+    def test_an_empty_text_is_the_engines_to_refuse(self) -> None:
+        assert prompt_of(completion(prompt="")).text == ""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"model":"m","prompt":"\xff\xfe"}',
+            b'{"\xff":1,"model":"m","prompt":"x"}',
+            b'{"model":"\xff","prompt":"x"}',
+            b'{"model":"m","prompt":"x","temperature":NaN}',
+            b'{"model":"m","prompt":"x","temperature":1e99999}',
+            b'{"model":"m","prompt":"x","max_tokens":' + b"9" * 10_000 + b"}",
+            b'{"model":"m","prompt":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"model":"m","prompt":"x","a":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"model":"m","prompt":"x","vllm_xargs":' + b'{"a":' * 10_000 + b"}" * 10_001,
+            b"[" * 100_000,
+            b'{"a":' * 10_000,
+            b'{"model":"m","prompt":"\\ud800"}',
+            b'\xef\xbb\xbf{"model":"m","prompt":"x"}',
+            b"\x00" * 100,
+            b'{"model":"m","messages":[{"content":' + b"[" * 900 + b"]" * 900 + b"}]}",
+            b'{"model":"m","messages":[{"content":[{"text":5},6]}],"cache_salt":"\xff"}',
+        ],
+    )
+    @pytest.mark.parametrize("path", [CHAT, COMPLETION])
+    def test_hostile_bytes_pass_or_are_refused_and_raise_nothing_else(
+        self, path: str, body: bytes
+    ) -> None:
+        with suppress(BadBody, NoModelInRequest):
+            parse_body(path, body)
+        peek_model(body)
+
+
+class TestCacheKey:
+    def test_equal_prompts_have_equal_keys_and_are_equal(self) -> None:
+        assert prompt_of(chat()) == prompt_of(chat())
+        assert hash(prompt_of(chat())) == hash(prompt_of(chat()))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"temperature": 0.5, "top_p": 1, "seed": 7, "stop": ["x"]},
+            {"stream": True, "stream_options": {"include_usage": True}},
+            {"max_tokens": 5, "user": "u", "metadata": {"a": "b"}, "cache_salt": "s"},
+        ],
+    )
+    def test_sampling_fields_do_not_count(self, fields: dict[str, Any]) -> None:
+        assert key(chat(**fields)) == key(chat())
+        assert key(completion(**fields)) == key(completion())
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"model": "other"},
+            {"messages": [{"role": "user", "content": "hello "}]},
+            {"messages": [{"role": "system", "content": "hello"}]},
+            {"messages": [*HELLO, *HELLO]},
+            {"tools": []},
+            {"tool_choice": "none"},
+            {"chat_template": "x"},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"reasoning_effort": "low"},
+            {"documents": []},
+            {"add_generation_prompt": False},
+            {"continue_final_message": True},
+            {"add_special_tokens": True},
+            {"mm_processor_kwargs": {}},
+            {"truncate_prompt_tokens": 3},
+            {"response_format": {"type": "json_object"}},
+            {"a_field_of_a_later_version": 1},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    def test_everything_that_may_decide_the_tokens_counts(self, fields: dict[str, Any]) -> None:
+        assert key(chat(**fields)) != key(chat())
+
+    def test_kinds_never_share_a_key(self) -> None:
+        body = json.dumps({"model": "m", "messages": HELLO, "prompt": "hello"}).encode()
+        assert key(parse_body(CHAT, body)) != key(parse_body(COMPLETION, body))
+
+    def test_only_the_first_prompt_of_a_list_counts(self) -> None:
+        assert key(completion(prompt=["a", "b"])) == key(completion(prompt="a"))
+        assert key(completion(prompt=["a", "b"])) != key(completion(prompt=["b", "a"]))
+
+    def test_pieces_of_different_cut_are_different(self) -> None:
+        assert key(completion(a="1", b="2")) != key(completion(a='1","b":"2'))
+        assert key(completion(ab=1)) != key(completion(a=1, b=1))
+
+    def test_the_order_of_fields_does_not_count(self) -> None:
+        one = parse_body(COMPLETION, b'{"model":"m","prompt":"x","suffix":"y"}')
+        two = parse_body(COMPLETION, b'{"suffix":"y","prompt":"x","model":"m"}')
+        assert key(one) == key(two)
+
+    def test_the_answers_length_counts_where_the_prompt_must_fit_beside_it(self) -> None:
+        fits = {"truncate_prompt_tokens": -1}
+        assert key(chat(**fits, max_tokens=5)) != key(chat(**fits, max_tokens=6))
+
+
+class TestPeek:
+    @pytest.mark.parametrize(
+        ("body", "model"),
+        [
+            (b'{"input":"x","model":"m"}', "m"),
+            (b'{"model":5}', None),
+            (b'{"model":""}', None),
+            (b'{"input":"x"}', None),
+            (b'["m"]', None),
+            (b"--boundary\r\n", None),
+            (b"", None),
+        ],
+    )
+    def test_a_model_is_seen_where_the_body_is_an_object_with_one(
+        self, body: bytes, model: str | None
+    ) -> None:
+        assert peek_model(body) == model
