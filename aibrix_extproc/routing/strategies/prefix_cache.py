@@ -1,0 +1,44 @@
+"""`prefix-cache`, the default: the candidate that finishes the prompt first."""
+
+import random
+
+from aibrix_extproc.routing.strategies.common import NO_LOAD, reason_or_only
+from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Scored
+from aibrix_extproc.settings import Settings
+
+
+class PrefixCache:
+    """Lowest cost first; ties to the fewest requests, then at random.
+
+    The cost, in prompt tokens: what the candidate must compute of this prompt, what it was
+    promised before and has not yet computed, and a weight for each request that it decodes.
+    Where the tokens are not known nothing counts as held, and load decides.
+    """
+
+    name: str = "prefix-cache"
+    needs_tokens: bool = True
+
+    def __init__(self, settings: Settings, rng: random.Random) -> None:
+        self._decode_weight_tokens = settings.decode_weight_tokens
+        self._rng = rng
+
+    def rank(self, context: RouteContext) -> Decision:
+        """The reason is `prefix` where the chosen one holds more of the prompt than another."""
+        held = context.reusable_tokens if context.tokens_known else {}
+        order: list[tuple[float, int, float, int, Candidate, int, Load]] = []
+        fewest = context.prompt_tokens
+        for candidate in context.candidates:
+            load = context.loads.get(candidate.source, NO_LOAD)
+            reusable = held.get(candidate.source, 0)
+            fewest = min(fewest, reusable)
+            missing = max(0, context.prompt_tokens - reusable)
+            cost = missing + load.prefill_tokens + self._decode_weight_tokens * load.decoding
+            tie = self._rng.random()
+            order.append((cost, load.requests, tie, len(order), candidate, reusable, load))
+        order.sort()  # the place in the list is unique, so that a candidate is never compared
+        ranking = tuple(
+            Scored(candidate, reusable, load, float(cost))
+            for cost, _, _, _, candidate, reusable, load in order
+        )
+        reason = "prefix" if ranking[0].reusable_tokens > fewest else "load"
+        return Decision(self.name, reason_or_only(context, reason), ranking)
