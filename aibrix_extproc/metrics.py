@@ -106,6 +106,14 @@ class Metrics:
             "aibrix_extproc_report_mode_requests_total",
             "Requests that make the engine announce its hits again (kv_cache_report_mode: full).",
         )
+        self.reservations_expired = self._counter(
+            "aibrix_extproc_reservations_expired_total",
+            "Requests that left the ledger of load by time, their end not seen.",
+        )
+        self.predictions_evicted = self._counter(
+            "aibrix_extproc_predictions_evicted_total",
+            "Predicted blocks dropped before their time, because too many are held.",
+        )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
         )

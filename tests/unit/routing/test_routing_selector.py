@@ -147,6 +147,8 @@ def requirements(draw: st.DrawFn) -> tuple[str, Evaluator]:
     """A condition as text, and the same as plain Python."""
     key, value, gap = draw(keys), draw(values), draw(space)
     chosen = draw(st.lists(values, min_size=1, max_size=3))
+    if chosen == [""]:
+        chosen = ["", ""]  # an empty set is an error, a set of nothing but the empty value is not
     listed = f"({gap}{','.join(chosen)}{gap})"
     return draw(
         st.sampled_from(
