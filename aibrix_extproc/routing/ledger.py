@@ -79,10 +79,9 @@ class Ledger:
     def prefill_done(self, ticket: Ticket, now: float) -> None:
         """The source has read the prompt: its tokens no longer wait, the request decodes.
 
-        A ticket whose time is over by `now` leaves instead.
+        Nothing happens to a ticket whose time is over by `now`: it is about to leave.
         """
-        self.expire(now)
-        if ticket.state is TicketState.PREFILL:
+        if ticket.state is TicketState.PREFILL and now < ticket.deadline_s:
             ticket.state = TicketState.DECODING
             self._add(ticket.source, prefill_tokens=-ticket.prefill_tokens, decoding=1)
 
@@ -97,7 +96,7 @@ class Ledger:
     def expire(self, now: float) -> int:
         """Let go of what is past its time; how many left, for the caller to count.
 
-        Costs only what leaves. `loads` and `prefill_done` do it too.
+        Costs only what leaves. `loads` does it too, so call this first where it must be counted.
         """
         left = 0
         while self._deadlines and self._deadlines[0][0] <= now:
