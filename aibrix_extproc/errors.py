@@ -40,6 +40,8 @@ class RequestError(ExtprocError):
     code: ClassVar[str]
     reason: ClassVar[str]
     """The label value of this error in metrics and logs."""
+    model_label: str = "unknown"
+    """The model in metrics: a known one, or `unknown`, so that no client can add a series."""
 
     def __init__(
         self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
