@@ -6,6 +6,7 @@ stays as shipped, so that what is tested is what is shipped. Knows no process.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,17 @@ OVERRIDE_HOST: Final = "override-host.yaml"
 ORIGINAL_DST: Final = "original-dst.yaml"
 
 Config = dict[str, Any]
+
+_METADATA: Final = {
+    "metadata": {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint"}]}
+}
+
+
+class PickSource(StrEnum):
+    """Where override_host looks for the pick. Both carry the same list."""
+
+    HEADER = "header"
+    METADATA = "metadata"
 
 
 def shipped(name: str) -> Path:
@@ -53,18 +65,22 @@ def render(
     failure_mode_allow: bool | None = None,
     message_timeout_s: float | None = None,
     access_log: str | None = None,
+    pick_source: PickSource = PickSource.HEADER,
 ) -> Config:
     """The template with these addresses (each `ip:port`; port 0 lets Envoy choose one).
 
     `engine_addresses` is not used where the cluster `engines` is an ORIGINAL_DST.
     `failure_mode_allow` is left as shipped in BUFFERED, and false in duplex, where a body that
     is half sent cannot go on alone. `message_timeout_s` and `access_log` None: as shipped.
+    `pick_source` counts for override_host alone.
     Raises SettingsError where the template lacks the parts that must change.
     """
     config = load(template)
     try:
         _addresses(config, listen, admin, extproc_addresses, engine_addresses)
         processor = ext_proc(config)
+        if pick_source is PickSource.METADATA:
+            _override_host(config)["override_host_sources"] = [_METADATA]
         if body_mode is BodyMode.DUPLEX:
             _duplex(processor)
         if failure_mode_allow is not None:
@@ -97,6 +113,12 @@ def cluster(config: Config, name: str) -> Config:
     """A static cluster by its name; StopIteration where there is none."""
     found: Config = next(c for c in config["static_resources"]["clusters"] if c["name"] == name)
     return found
+
+
+def _override_host(config: Config) -> Config:
+    policy = cluster(config, "engines")["load_balancing_policy"]["policies"][0]
+    typed: Config = policy["typed_extension_config"]["typed_config"]
+    return typed
 
 
 def _addresses(

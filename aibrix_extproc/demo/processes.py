@@ -17,14 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
 
 from aibrix_extproc.errors import ExtprocError, SettingsError
+
+T = TypeVar("T")
 
 _GUARD: Final = Path(__file__).with_name("guard.py")
 _POLL_S: Final = 0.02
@@ -122,13 +124,22 @@ class Process:
 
     async def first_line(self, timeout_s: float = 30.0) -> dict[str, Any]:
         """The JSON object that is the first line of its standard output, once it is there."""
-        deadline = time.monotonic() + timeout_s
-        while True:
+
+        def look() -> bytes | None:
             line, newline, _ = self.out_path.read_bytes().partition(b"\n")
-            if newline:
-                value: dict[str, Any] = json.loads(line)
-                return value
-            await self._pause(deadline, "printed no line")
+            return line if newline else None
+
+        line = await self._until(look, timeout_s, "printed no line")
+        value: dict[str, Any] = json.loads(line)
+        return value
+
+    async def written(self, path: Path, timeout_s: float = 30.0) -> str:
+        """The text of a small file that the process writes when it starts."""
+
+        def look() -> str | None:
+            return path.read_text().strip() or None if path.exists() else None
+
+        return await self._until(look, timeout_s, f"did not write {path}")
 
     async def ready(
         self, session: aiohttp.ClientSession, url: str, timeout_s: float = 30.0
@@ -143,6 +154,12 @@ class Process:
                         return
                     seen = f"{reply.status} {(await reply.text())[:200]}"
             await self._pause(deadline, f"is not ready at {url} ({seen})")
+
+    async def _until(self, look: Callable[[], T | None], timeout_s: float, trouble: str) -> T:
+        deadline = time.monotonic() + timeout_s
+        while (found := look()) is None:
+            await self._pause(deadline, trouble)
+        return found
 
     async def _pause(self, deadline: float, trouble: str) -> None:
         self.check()
