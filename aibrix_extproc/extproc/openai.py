@@ -265,17 +265,17 @@ def _first_prompt(given: str | list[str | int | list[int]]) -> tuple[str | list[
     if isinstance(given, str):
         return given, 1
     first = given[0] if given else None
+    if isinstance(first, int):
+        return cast("list[int]", given), 1  # `_ids` finds what is no id among them, and faster
     if first is None or any(type(item) is not type(first) for item in given):
         raise _bad_prompt()
-    if isinstance(first, int):
-        return cast("list[int]", given), 1
     return first, len(given)
 
 
 def _ids(given: list[int]) -> "array[int]":
     try:
         ids = array("I", given)
-    except OverflowError:
+    except (OverflowError, TypeError):
         raise _bad_prompt() from None
     if not ids:
         raise _bad_prompt()

@@ -1,0 +1,240 @@
+"""How a prompt becomes tokens over HTTP: render or tokenize, and another endpoint on a failure.
+
+Owns the meaning of each answer for the endpoint that gave it (breaker, unknown model, no
+render), with its metric and log line. Knows nothing of caching or of who waits.
+"""
+
+import asyncio
+import logging
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aibrix_extproc.errors import printable
+from aibrix_extproc.extproc.openai import Prompt
+from aibrix_extproc.logs import StateLog
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.client import CallFailed, Client, Reply
+from aibrix_extproc.tokenizer.endpoints import Endpoint, Endpoints
+from aibrix_extproc.tokenizer.request import (
+    TOKENIZE_PATH,
+    BadReply,
+    OtherReply,
+    is_model_error,
+    read_rendered,
+    read_tokenized,
+    render_path,
+    tokenize_body,
+)
+from aibrix_extproc.tokenizer.types import Reason, TokenizerUnavailable, Tokens
+
+MAX_FAILURES: Final = 3
+"""Of one prompt: the first endpoint that fails, and two more."""
+
+_ABOUT_THE_BODY: Final = (400, 413, 422)
+_NOT_OFFERED: Final = (401, 403, 404, 405, 501)
+"""Answers of an engine that does not offer `/render`; with an API key set, `/v1/` needs it."""
+
+
+class _ModelUnknown(Exception):
+    """The endpoint does not serve the model."""
+
+
+class Asker:
+    """Asks endpoints for the tokens of one prompt at a time; many may be under way."""
+
+    def __init__(self, client: Client, settings: Settings, metrics: Metrics) -> None:
+        self._client = client
+        self._timeout_s = settings.tokenizer_timeout_s
+        self._recovery_s = settings.tokenizer_breaker_cooldown_s
+        self._render = settings.tokenizer_render
+        self._exclude_tools = settings.exclude_tools_when_tool_choice_none
+        self._endpoints = Endpoints(
+            settings.tokenizer_endpoint,
+            settings.tokenizer_breaker_failures,
+            settings.tokenizer_breaker_cooldown_s,
+        )
+        self._metrics = metrics
+        self._latency = {
+            api: metrics.tokenizer_latency.labels(api) for api in ("render", "tokenize")
+        }
+        self._states = StateLog(logging.getLogger("aibrix_extproc.tokenizer"))
+
+    async def ask(
+        self, prompt: Prompt, pods: Sequence[str], is_awaited: Callable[[], bool]
+    ) -> Tokens:
+        """The tokens, from the first endpoint that gives them.
+
+        After a failure another is tried, up to MAX_FAILURES, as long as `is_awaited`. An
+        endpoint that does not know the model costs no such try. Raises TokenizerUnavailable.
+        """
+        tried: set[str] = set()
+        failures = 0
+        last: CallFailed | None = None
+        unknown = False
+        while True:
+            now = time.monotonic()
+            self._endpoints.sweep(now, self._forgotten)
+            chosen = self._endpoints.choose(prompt.model, pods, tried, now)
+            if isinstance(chosen, Reason):
+                raise self._nobody_left(chosen, last, unknown)
+            tried.add(chosen.url)
+            try:
+                return await self._attempt(chosen, prompt)
+            except _ModelUnknown:
+                unknown = True
+            except CallFailed as failure:
+                last = failure
+                failures += 1
+            if last is not None and (failures >= MAX_FAILURES or not is_awaited()):
+                raise TokenizerUnavailable(last.reason, last.detail)
+
+    def _nobody_left(
+        self, reason: Reason, last: CallFailed | None, unknown: bool
+    ) -> TokenizerUnavailable:
+        """The error to raise; what an attempt said goes before what is remembered."""
+        if last is not None:
+            return TokenizerUnavailable(last.reason, last.detail)
+        if unknown:
+            return TokenizerUnavailable(Reason.MODEL_UNKNOWN)
+        self._count(reason)
+        return TokenizerUnavailable(reason)
+
+    async def _attempt(self, endpoint: Endpoint, prompt: Prompt) -> Tokens:
+        """One endpoint's answer. Raises CallFailed, _ModelUnknown, and what `ask` raises."""
+        endpoint.in_flight += 1
+        endpoint.breaker.begin()
+        try:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    tokens = await self._tokens(endpoint, prompt)
+            except TimeoutError:
+                raise CallFailed(Reason.TIMEOUT, f"no reply within {self._timeout_s} s") from None
+        except CallFailed as failure:
+            self._failed(endpoint, failure)
+            raise
+        except _ModelUnknown:
+            self._answered(endpoint)
+            self._model_unknown(endpoint, prompt.model)
+            raise
+        except TokenizerUnavailable:
+            self._answered(endpoint)
+            raise
+        except BaseException:  # cancelled, mostly: it says nothing of the endpoint
+            endpoint.breaker.abandon(time.monotonic())
+            raise
+        finally:
+            endpoint.in_flight -= 1
+        self._answered(endpoint)
+        self._model_known(endpoint, prompt.model)
+        return tokens
+
+    async def _tokens(self, endpoint: Endpoint, prompt: Prompt) -> Tokens:
+        path = render_path(prompt) if self._render else None
+        if path is not None and endpoint.renders(path, time.monotonic()):
+            rendered = await self._rendered(endpoint, path, prompt)
+            if rendered is not None:
+                return Tokens(rendered, "render")
+        body = tokenize_body(prompt, exclude_tools=self._exclude_tools)
+        reply = await self._call("tokenize", endpoint, TOKENIZE_PATH, body)
+        if reply.status in _ABOUT_THE_BODY:
+            self._count(Reason.REJECTED)
+            raise TokenizerUnavailable(Reason.REJECTED, f"status {reply.status}")
+        if reply.status == 404 and is_model_error(reply.body):
+            raise _ModelUnknown()
+        if reply.status != 200:
+            raise CallFailed(Reason.STATUS, f"status {reply.status} of {TOKENIZE_PATH}")
+        try:
+            return Tokens(read_tokenized(reply.body, prompt), "tokenize")
+        except BadReply:
+            raise CallFailed(Reason.GARBAGE, f"no tokens in the reply of {TOKENIZE_PATH}") from None
+
+    async def _rendered(self, endpoint: Endpoint, path: str, prompt: Prompt) -> "array[int] | None":
+        """The exact ids, or None where `/tokenize` must be asked (counted)."""
+        try:
+            reply = await self._call("render", endpoint, path, prompt.body)
+        except CallFailed as failure:
+            if failure.reason is not Reason.TOO_LARGE:  # media are sent back, megabytes of them
+                raise
+            self._count(Reason.RENDER_FAILED)
+            return None
+        if reply.status == 404 and is_model_error(reply.body):
+            raise _ModelUnknown()
+        if reply.status in _NOT_OFFERED:
+            self._no_render(endpoint, path, f"status {reply.status}")
+            return None
+        if reply.status != 200:
+            self._count(Reason.RENDER_FAILED)
+            return None
+        try:
+            return read_rendered(reply.body, prompt)
+        except OtherReply:
+            self._no_render(endpoint, path, "its reply has another form")
+            return None
+        except BadReply:
+            raise CallFailed(Reason.GARBAGE, f"no tokens in the reply of {path}") from None
+
+    async def _call(self, api: str, endpoint: Endpoint, path: str, body: bytes) -> Reply:
+        started = time.monotonic()
+        try:
+            url = endpoint.at(path)
+        except ValueError:
+            raise CallFailed(Reason.REFUSED, "its address is no URL") from None
+        reply = await self._client.post(url, body)
+        self._latency[api].observe(time.monotonic() - started)
+        return reply
+
+    def _failed(self, endpoint: Endpoint, failure: CallFailed) -> None:
+        now = time.monotonic()
+        self._count(failure.reason)
+        endpoint.breaker.fail(now)
+        endpoint.last_failure = now
+        state = "failing" if endpoint.breaker.allows(now) else "left alone for a while"
+        why = f"{failure.reason}: {failure.detail}"
+        if self._states.changed(_name(endpoint), state, why):
+            self._gauge()
+
+    def _answered(self, endpoint: Endpoint) -> None:
+        """It works. Said in the log only after a while, lest one that wavers fill it."""
+        endpoint.breaker.succeed()
+        if time.monotonic() - endpoint.last_failure >= self._recovery_s:
+            self._states.changed(_name(endpoint), "ok")
+        self._gauge()
+
+    def _model_unknown(self, endpoint: Endpoint, model: str) -> None:
+        self._count(Reason.MODEL_UNKNOWN)
+        endpoint.forget_model(model, time.monotonic())
+        self._states.changed(_model_name(endpoint, model), "unknown there", "asked elsewhere")
+
+    def _model_known(self, endpoint: Endpoint, model: str) -> None:
+        if endpoint.unknown_models.pop(model, None) is not None:
+            self._states.changed(_model_name(endpoint, model), "ok")
+
+    def _no_render(self, endpoint: Endpoint, path: str, why: str) -> None:
+        self._count(Reason.NO_RENDER)
+        endpoint.forget_render(path, time.monotonic())
+        self._states.changed(_name(endpoint) + path, "not offered", f"{why}; /tokenize is asked")
+
+    def _forgotten(self, endpoint: Endpoint) -> None:
+        self._states.forget(_name(endpoint))
+        for path in endpoint.no_render:
+            self._states.forget(_name(endpoint) + path)
+        for model in endpoint.unknown_models:
+            self._states.forget(_model_name(endpoint, model))
+        self._gauge()
+
+    def _gauge(self) -> None:
+        self._metrics.tokenizer_breaker_open.set(self._endpoints.open_breakers())
+
+    def _count(self, reason: Reason) -> None:
+        self._metrics.tokenizer_failures.labels(reason.value).inc()
+
+
+def _name(endpoint: Endpoint) -> str:
+    return f"tokenizer {endpoint.url}"
+
+
+def _model_name(endpoint: Endpoint, model: str) -> str:
+    return f"model {printable(model)} at {_name(endpoint)}"

@@ -1,0 +1,128 @@
+"""The tokenizer room's front: a prompt in, its token ids out, within the caller's time.
+
+Owns the cache and the sharing of calls among equal prompts, and their metrics. Which endpoint
+is asked, and how, is for `asking`. Lives on one event loop; not thread-safe.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aibrix_extproc.extproc.openai import Prompt
+from aibrix_extproc.logs import StateLog
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.asking import Asker
+from aibrix_extproc.tokenizer.cache import TokenCache
+from aibrix_extproc.tokenizer.client import Client
+from aibrix_extproc.tokenizer.flights import Flight, Flights
+from aibrix_extproc.tokenizer.request import truncated
+from aibrix_extproc.tokenizer.types import REASONS, Reason, TokenizerUnavailable, Tokens
+
+__all__ = ["REASONS", "Reason", "TokenizerPool", "TokenizerUnavailable", "Tokens"]
+
+_SPEED = "tokenizer speed"
+
+
+class TokenizerPool:
+    """Tokens of prompts, from the cache, an equal prompt's call, or a tokenizer.
+
+    `start` and `close` on the event loop that uses it. Its calls may outlive the requests that
+    began them, for at most the tokenizer's time-out; their bodies count against
+    `max_inflight_bytes` of their own.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._cache = TokenCache(settings.tokenizer_cache_bytes)
+        self._flights = Flights(settings.max_streams, settings.max_inflight_bytes)
+        self._client: Client | None = None
+        self._asker: Asker | None = None
+        self._generation = 0
+        self._last_late = float("-inf")
+        self._states = StateLog(logging.getLogger("aibrix_extproc.tokenizer"))
+        look_ups = metrics.tokenizer_cache
+        self._hits, self._misses, self._joined = (
+            look_ups.labels(result) for result in ("hit", "miss", "shared")
+        )
+
+    async def start(self) -> None:
+        """Open the client. Nothing is connected before the first prompt."""
+        self._client = Client()
+        self._asker = Asker(self._client, self._settings, self._metrics)
+
+    async def close(self) -> None:
+        """Cancel what is under way (its waiters get CLOSED) and close all connections."""
+        self._asker = None
+        await self._flights.close()
+        if self._client is not None:
+            await self._client.close()
+
+    async def tokenize(self, prompt: Prompt, pods: Sequence[str], deadline_s: float) -> Tokens:
+        """The token ids of a prompt.
+
+        `pods` are addresses (`ip:port`) of ready pods of its model, `deadline_s` the seconds
+        that the caller can wait. Raises TokenizerUnavailable. Cancelling it is safe.
+        """
+        found = self.cached(prompt)
+        if found is not None:
+            return found
+        if self._asker is None:
+            raise self._unavailable(Reason.CLOSED)
+        if deadline_s <= 0:
+            raise self._unavailable(Reason.DEADLINE)
+        flight = self._flights.get(prompt.cache_key)
+        shared = flight is not None
+        (self._joined if shared else self._misses).inc()
+        try:
+            if flight is None:
+                flight = self._begin(self._asker, prompt, pods)
+            tokens = await self._flights.wait(flight, deadline_s)
+        except TokenizerUnavailable as unavailable:
+            if unavailable.reason in (Reason.DEADLINE, Reason.TOO_MANY, Reason.CLOSED):
+                self._unavailable(unavailable.reason)
+            raise
+        self._in_time()
+        return replace(tokens, source="shared") if shared else tokens
+
+    def cached(self, prompt: Prompt) -> Tokens | None:
+        """The tokens that need no call: of a prompt that is ids already, or in the cache."""
+        if prompt.token_ids is not None:
+            return Tokens(truncated(prompt.token_ids, prompt), "body")
+        ids = self._cache.get(prompt.cache_key, time.monotonic())
+        if ids is None:
+            return None
+        self._hits.inc()
+        return Tokens(ids, "cache")
+
+    def flush(self) -> None:
+        """Empty the cache. Calls under way still answer, but are not kept."""
+        self._generation += 1
+        self._cache.clear()
+        self._metrics.tokenizer_cache_bytes.set(0)
+
+    def _begin(self, asker: Asker, prompt: Prompt, pods: Sequence[str]) -> Flight:
+        generation = self._generation
+
+        async def call(flight: Flight) -> Tokens:
+            tokens = await asker.ask(prompt, pods, flight.is_awaited)
+            if generation == self._generation:
+                self._cache.put(prompt.cache_key, tokens.ids, time.monotonic())
+                self._metrics.tokenizer_cache_bytes.set(self._cache.bytes)
+            return tokens
+
+        return self._flights.start(prompt.cache_key, len(prompt.body), call)
+
+    def _unavailable(self, reason: Reason) -> TokenizerUnavailable:
+        """Count what no call counted, and tell once that answers come too late."""
+        self._metrics.tokenizer_failures.labels(reason.value).inc()
+        if reason is Reason.DEADLINE:
+            self._last_late = time.monotonic()
+            self._states.changed(_SPEED, "too slow", "prompts are routed by load")
+        return TokenizerUnavailable(reason)
+
+    def _in_time(self) -> None:
+        if time.monotonic() - self._last_late >= self._settings.tokenizer_breaker_cooldown_s:
+            self._states.changed(_SPEED, "ok")

@@ -1,0 +1,266 @@
+"""What is sent to a tokenizer, and how its replies are read."""
+
+import json
+from array import array
+from typing import Any
+
+import pytest
+
+from aibrix_extproc.extproc.openai import Prompt, parse_body
+from aibrix_extproc.tokenizer.request import (
+    BadReply,
+    OtherReply,
+    is_model_error,
+    read_rendered,
+    read_tokenized,
+    render_path,
+    tokenize_body,
+    truncated,
+)
+from tests.support import data_path
+
+HELLO = [{"role": "user", "content": "hello there"}]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+RECORDED = [json.loads(line) for line in data_path("tokenizer/recorded.jsonl").open()]
+PAIRS = [row for row in RECORDED if "tokenize_request" in row]
+
+READ_BY_TOKENIZE: dict[str, Any] = {
+    "model": None,
+    "prompt": None,
+    "messages": None,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "add_special_tokens": None,
+    "chat_template": None,
+    "chat_template_kwargs": None,
+    "tools": None,
+}
+"""The fields that vLLM's /tokenize reads, with their defaults; it ignores all others."""
+
+
+def prompt(path: str, body: bytes) -> Prompt:
+    parsed = parse_body(path, body).prompt
+    assert parsed is not None
+    return parsed
+
+
+def chat(**fields: Any) -> Prompt:
+    body = {"model": "m", "messages": HELLO} | fields
+    return prompt("/v1/chat/completions", json.dumps(body).encode())
+
+
+def completion(**fields: Any) -> Prompt:
+    body = {"model": "m", "prompt": "hello"} | fields
+    return prompt("/v1/completions", json.dumps(body).encode())
+
+
+def sent(of: Prompt, exclude_tools: bool = False) -> Any:
+    return json.loads(tokenize_body(of, exclude_tools=exclude_tools))
+
+
+def as_tokenize_reads_it(body: dict[str, Any]) -> dict[str, Any]:
+    defaults = READ_BY_TOKENIZE | {"add_special_tokens": "prompt" in body}
+    return {name: body.get(name, default) for name, default in defaults.items()}
+
+
+class TestRecorded:
+    @pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["step"])
+    def test_what_would_be_sent_reads_as_what_gave_the_engines_ids(
+        self, row: dict[str, Any]
+    ) -> None:
+        of = prompt(row["path"], json.dumps(row["body"]).encode())
+        assert as_tokenize_reads_it(sent(of)) == as_tokenize_reads_it(row["tokenize_request"])
+
+    @pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["step"])
+    def test_the_recorded_reply_gives_the_recorded_ids(self, row: dict[str, Any]) -> None:
+        of = prompt(row["path"], json.dumps(row["body"]).encode())
+        ids = read_tokenized(json.dumps(row["reply"]).encode(), of)
+        assert ids == array("I", row["reply"]["tokens"])
+
+    @pytest.mark.parametrize(
+        ("rendered", "tokenized"),
+        [("12_render_chat", "07_chat"), ("12_render_completion", "02_long")],
+    )
+    def test_render_and_tokenize_agree_on_the_same_body(
+        self, rendered: str, tokenized: str
+    ) -> None:
+        rows = {row["step"]: row for row in RECORDED}
+        of = prompt(rows[tokenized]["path"], json.dumps(rows[rendered]["body"]).encode())
+        assert render_path(of) == rows[rendered]["path"]
+        ids = read_rendered(json.dumps(rows[rendered]["reply"]).encode(), of)
+        assert ids == array("I", rows[tokenized]["reply"]["tokens"])
+
+
+class TestChat:
+    def test_a_body_without_corrections_goes_as_it_came(self) -> None:
+        body = b'{"messages" :[ {"role":"user","content":"h\\u00e9"}], "model":"m","stream":true}'
+        of = prompt("/v1/chat/completions", body)
+        assert tokenize_body(of, exclude_tools=True) == body
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"tools": TOOLS},
+            {"tools": TOOLS, "tool_choice": "auto"},
+            {"continue_final_message": True, "add_generation_prompt": False},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"add_special_tokens": True},
+            {"reasoning_effort": None, "documents": None},
+            {"truncate_prompt_tokens": 5},
+        ],
+        ids=" ".join,
+    )
+    def test_fields_that_tokenize_reads_stay_where_they_are(self, fields: dict[str, Any]) -> None:
+        of = chat(**fields)
+        assert tokenize_body(of, exclude_tools=True) is of.body
+
+    @pytest.mark.parametrize(("effort", "thinks"), [("high", True), ("none", False)])
+    def test_the_reasoning_effort_becomes_a_template_argument(
+        self, effort: str, thinks: bool
+    ) -> None:
+        assert sent(chat(reasoning_effort=effort))["chat_template_kwargs"] == {
+            "reasoning_effort": effort,
+            "enable_thinking": thinks,
+        }
+
+    def test_documents_become_a_template_argument(self) -> None:
+        documents = [{"title": "t", "text": "doc text"}]
+        assert sent(chat(documents=documents))["chat_template_kwargs"] == {"documents": documents}
+
+    def test_a_top_level_field_wins_over_the_clients_own_argument(self) -> None:
+        of = chat(
+            reasoning_effort="high", chat_template_kwargs={"reasoning_effort": "low", "other": 1}
+        )
+        assert sent(of)["chat_template_kwargs"] == {
+            "reasoning_effort": "high",
+            "enable_thinking": True,
+            "other": 1,
+        }
+
+    def test_the_clients_own_enable_thinking_stays(self) -> None:
+        of = chat(reasoning_effort="high", chat_template_kwargs={"enable_thinking": False})
+        assert sent(of)["chat_template_kwargs"]["enable_thinking"] is False
+
+    def test_null_template_arguments_count_as_none_given(self) -> None:
+        of = chat(reasoning_effort="none", chat_template_kwargs=None)
+        assert sent(of)["chat_template_kwargs"]["enable_thinking"] is False
+
+    def test_template_arguments_of_a_wrong_type_are_the_tokenizers_to_refuse(self) -> None:
+        of = chat(reasoning_effort="high", chat_template_kwargs=[1])
+        assert tokenize_body(of, exclude_tools=False) is of.body
+
+    def test_a_correction_keeps_the_bytes_of_all_other_fields(self) -> None:
+        body = b'{"model":"m","messages":[ {"content": "h\\u00e9", "n": 1.50}],"documents":[{}]}'
+        corrected = tokenize_body(prompt("/v1/chat/completions", body), exclude_tools=False)
+        assert b'[ {"content": "h\\u00e9", "n": 1.50}]' in corrected
+        assert json.loads(corrected)["chat_template_kwargs"] == {"documents": [{}]}
+
+    def test_names_that_need_escapes_survive_a_correction(self) -> None:
+        of = chat(**{'quo"te\n\u00e9': 1, "documents": []})
+        assert sent(of)['quo"te\n\u00e9'] == 1
+
+    def test_tools_are_left_out_where_the_engines_leave_them_out(self) -> None:
+        of = chat(tools=TOOLS, tool_choice="none")
+        assert "tools" not in sent(of, exclude_tools=True)
+        assert sent(of, exclude_tools=False)["tools"] == TOOLS
+
+
+class TestCompletion:
+    def test_a_text_is_sent_alone_with_its_special_tokens(self) -> None:
+        assert sent(completion(temperature=1, max_tokens=5)) == {
+            "model": "m",
+            "prompt": "hello",
+            "add_special_tokens": True,
+        }
+
+    def test_special_tokens_are_left_out_where_the_body_says_so(self) -> None:
+        assert sent(completion(add_special_tokens=False))["add_special_tokens"] is False
+
+    def test_of_several_texts_the_first_is_sent_and_none_is_rendered(self) -> None:
+        of = completion(prompt=["one", "two"])
+        assert sent(of)["prompt"] == "one"
+        assert render_path(of) is None
+
+
+class TestTruncation:
+    IDS = array("I", range(10))
+
+    def test_the_last_tokens_are_kept(self) -> None:
+        assert truncated(self.IDS, chat(truncate_prompt_tokens=3)) == array("I", [7, 8, 9])
+
+    def test_the_first_are_kept_where_the_body_asks_for_that_side(self) -> None:
+        of = chat(truncate_prompt_tokens=3, truncation_side="right")
+        assert truncated(self.IDS, of) == array("I", [0, 1, 2])
+
+    @pytest.mark.parametrize("keep", [10, 11, None])
+    def test_a_prompt_that_fits_is_whole(self, keep: int | None) -> None:
+        assert truncated(self.IDS, chat(truncate_prompt_tokens=keep)) == self.IDS
+
+    def test_zero_keeps_nothing(self) -> None:
+        assert len(truncated(self.IDS, chat(truncate_prompt_tokens=0))) == 0
+
+    def test_minus_one_keeps_what_fits_the_context_beside_the_answer(self) -> None:
+        reply = json.dumps({"tokens": list(self.IDS), "max_model_len": 8}).encode()
+        assert len(read_tokenized(reply, chat(truncate_prompt_tokens=-1))) == 8
+        assert len(read_tokenized(reply, chat(truncate_prompt_tokens=-1, max_tokens=3))) == 5
+
+    def test_minus_one_keeps_all_where_the_context_length_is_unknown(self) -> None:
+        assert truncated(self.IDS, chat(truncate_prompt_tokens=-1)) == self.IDS
+
+    def test_a_rendered_prompt_is_exact_and_never_cut(self) -> None:
+        reply = json.dumps({"token_ids": [1, 2, 3]}).encode()
+        assert len(read_rendered(reply, chat(truncate_prompt_tokens=2))) == 3
+
+
+class TestReplies:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            b"",
+            b"<html>",
+            b"[]",
+            b"{}",
+            b'{"tokens": null}',
+            b'{"tokens": "1"}',
+            b'{"tokens": [1, "2"]}',
+            b'{"tokens": [1.5]}',
+            b'{"tokens": [true]}',
+            b'{"tokens": [-1]}',
+            b'{"tokens": [4294967296]}',
+            b'{"tokens": [1' + b"0" * 400 + b"]}",
+            b'{"tokens": ' + b"[" * 10_000,
+        ],
+    )
+    def test_a_reply_without_ids_is_bad(self, reply: bytes) -> None:
+        with pytest.raises(BadReply):
+            read_tokenized(reply, chat())
+
+    @pytest.mark.parametrize("reply", [b"{}", b"[]", b'{"tokens":[1]}', b'[[{"role":"user"}],[]]'])
+    def test_a_render_of_another_form_is_told_from_a_broken_one(self, reply: bytes) -> None:
+        with pytest.raises(OtherReply):
+            read_rendered(reply, chat())
+
+    def test_a_broken_render_is_bad(self) -> None:
+        with pytest.raises(BadReply):
+            read_rendered(b'{"token_ids":[1', chat())
+
+    def test_of_several_rendered_prompts_the_first_counts(self) -> None:
+        reply = b'[{"token_ids":[1,2]},{"token_ids":[3]}]'
+        assert read_rendered(reply, completion()) == array("I", [1, 2])
+
+    @pytest.mark.parametrize(
+        ("reply", "about_the_model"),
+        [
+            (b'{"error":{"message":"The model `x` does not exist.","type":"NotFoundError"}}', True),
+            (b'{"error":{"message":"no such thing","param":"model"}}', True),
+            (b'{"error":{"message":"Not Found","type":"Not Found","code":404}}', False),
+            (b'{"detail":"Not Found"}', False),
+            (b"404 page not found", False),
+            (b"", False),
+        ],
+    )
+    def test_a_404_for_a_model_is_told_from_one_for_a_path(
+        self, reply: bytes, about_the_model: bool
+    ) -> None:
+        assert is_model_error(reply) is about_the_model
