@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.ledger import Ledger, Ticket, TicketState
 from aibrix_extproc.routing.types import Load
 
 LIMIT_S = 600.0
@@ -82,6 +82,7 @@ def test_a_ticket_that_expired_may_still_be_given_back() -> None:
     ticket = ledger.reserve(1, 100, now=0.0)
     ledger.reserve(1, 7, now=300.0)
     ledger.prefill_done(ticket, 601.0)
+    assert ticket.state is TicketState.PREFILL  # too late to begin to decode
     ledger.release(ticket)
     assert ledger.loads(601.0) == {1: Load(requests=1, prefill_tokens=7)}
 

@@ -95,6 +95,26 @@ def test_a_full_map_lets_the_oldest_promise_go_deepest_block_first() -> None:
     assert predictions.depth(2, chain(1, 2, 3, 4), now=1.0) == 4
 
 
+def test_the_oldest_promise_goes_first_whatever_its_time_to_live() -> None:
+    predictions = Predictions(4)
+    for second, (source, ttl_s) in enumerate([(1, 600.0), (2, 20.0), (1, 600.0), (2, 20.0)]):
+        predictions.promise(source, chain(second), ttl_s, now=float(second))
+    assert predictions.promise(3, chain(7, 8), 600.0, now=4.0) == 2
+    left = {s: predictions.depth(1 + s % 2, chain(s), now=4.0) for s in range(4)}
+    assert left == {0: 0, 1: 0, 2: 1, 3: 1}
+
+
+def test_a_source_whose_time_to_live_changes_starts_anew() -> None:
+    predictions = Predictions(100)
+    predictions.promise(5, chain(1, 2, 3), 600.0, now=0.0)
+    predictions.promise(5, chain(1), 2.0, now=1.0)
+    assert predictions.depth(5, chain(1, 2, 3), now=1.0) == 1
+    assert predictions.depth(5, chain(1, 2, 3), now=3.0) == 0
+    predictions.promise(6, chain(9), 600.0, now=3.0)
+    predictions.promise(5, chain(8), 2.0, now=5.0)
+    assert len(predictions) == 3 + 1 + 1  # what lasted 2 s is gone, the rest waits its 600
+
+
 def test_a_long_promise_keeps_its_head() -> None:
     predictions = Predictions(2)
     predictions.promise(1, chain(1, 2, 3, 4), 2.0, now=0.0)

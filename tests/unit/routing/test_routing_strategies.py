@@ -91,6 +91,12 @@ def test_a_tie_goes_to_the_fewest_requests() -> None:
         assert order(strategy("prefix-cache", seed).rank(context(loads))) == [1, 0]
 
 
+def test_what_is_left_of_a_tie_is_decided_at_random() -> None:
+    chosen = choices(strategy("prefix-cache"), context([0, 0, 0, 1], {1: 16, 2: 16}), 200)
+    assert set(chosen) == {1, 2}
+    assert min(chosen.values()) > 60
+
+
 def test_without_tokens_load_decides_whatever_is_held() -> None:
     decision = strategy("prefix-cache").rank(
         context([Load(requests=1, prefill_tokens=10), 0], {0: 960}, tokens_known=False)
