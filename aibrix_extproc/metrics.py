@@ -89,7 +89,7 @@ class Metrics:
         )
         self.requests = self._counter(
             "aibrix_extproc_requests_total",
-            "Requests by outcome: picked, passed, refused, answered.",
+            "Requests by outcome: picked, passed, refused, answered, left (before an outcome).",
             "outcome",
         )
         self.passed = self._counter(

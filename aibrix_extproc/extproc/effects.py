@@ -1,0 +1,62 @@
+"""What a stream wants done: the output of the state machine, plain data.
+
+`service` carries them out in order. Knows neither gRPC nor metrics.
+"""
+
+from dataclasses import dataclass
+
+from aibrix_extproc.errors import RequestError
+from aibrix_extproc.extproc.decides import RouteRequest
+from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send this to Envoy."""
+
+    response: pb.ProcessingResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Ask for a decision, and come back with `decided` or `refused`. Always the last effect."""
+
+    request: RouteRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End the stream with an error: an OK end would forward a body that is not complete."""
+
+    code: str
+    """Name of a gRPC status."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """The answer has begun."""
+
+    ticket: object
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The answer has ended, or will never be."""
+
+    ticket: object
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of the request: said once per stream."""
+
+    outcome: str
+    """`picked`, `passed`, `refused`, `answered`, or `left` (over before there was an outcome)."""
+    reason: str = ""
+    """Of `passed`."""
+    error: RequestError | None = None
+    """Of `refused`."""
+
+
+Effect = Reply | Decide | Abort | PrefillDone | Release | Settled

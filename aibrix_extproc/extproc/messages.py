@@ -1,0 +1,233 @@
+"""Envoy's messages: reading what came, building the plain replies.
+
+Owns the shape of the protobuf messages, header names and the size of chunks. Knows neither when
+a message is due (`stream`) nor errors (`replies`). The rules are those of a real Envoy 1.40:
+headers come in `raw_value` (older ones and other clients: `value`); towards Envoy only
+`raw_value` is set, because `value` alone gives an empty header.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.struct_pb2 import Struct
+
+from aibrix_extproc.errors import printable
+from aibrix_extproc.extproc.decides import Picked
+from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+
+TARGET_POD: Final = "target-pod"
+DESTINATION: Final = "x-gateway-destination-endpoint"
+RANK: Final = "x-data-parallel-rank"
+STRATEGY: Final = "routing-strategy"
+REQUEST_ID: Final = "x-request-id"
+RESPONSE_ID: Final = "request-id"
+MATCHED_TOKENS: Final = "x-aibrix-matched-tokens"
+
+DESTINATION_HEADERS: Final = (TARGET_POD, DESTINATION, RANK)
+"""Where they come from a client they must never reach the router or a pod."""
+PREFERENCE_HEADERS: Final = (STRATEGY, "external-filter")
+"""A client's to send, where the operator trusts clients."""
+METADATA_NAMESPACE: Final = "envoy.lb"
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
+
+CHUNK_BYTES: Final = 62_000
+"""Largest `streamed_response`: Envoy's limit is 64 KiB for the whole message."""
+
+_READ: Final = frozenset(
+    (":method", ":path", "content-type", "content-length", REQUEST_ID, *PREFERENCE_HEADERS)
+)
+_ID_LIMIT_BYTES: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What is read of a request's headers."""
+
+    method: str
+    path: str
+    content_type: str
+    """Lower case, without parameters; empty where there is none."""
+    content_length: int | None
+    request_id: str | None
+    """None where there is none that may be echoed."""
+    preferences: Mapping[str, str]
+    end_of_stream: bool
+    """True: the request has no body."""
+
+
+def read_head(message: pb.HttpHeaders) -> RequestHead:
+    """The head of a request; of a repeated header the first counts."""
+    seen: dict[str, str] = {}
+    for header in message.headers.headers:
+        name = header.key.lower()
+        if name in _READ and name not in seen:
+            seen[name] = header_text(header)
+    length = seen.get("content-length", "")
+    return RequestHead(
+        method=seen.get(":method", ""),
+        path=seen.get(":path", ""),
+        content_type=seen.get("content-type", "").partition(";")[0].strip().lower(),
+        content_length=int(length) if length.isascii() and length.isdigit() else None,
+        request_id=_usable_id(seen.get(REQUEST_ID, "")),
+        preferences={name: seen[name] for name in PREFERENCE_HEADERS if name in seen},
+        end_of_stream=message.end_of_stream,
+    )
+
+
+def header_text(header: pb.HeaderValue) -> str:
+    """The value: `raw_value` where it is set, else `value`."""
+    return header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
+
+
+def _usable_id(text: str) -> str | None:
+    return text if text and printable(text, _ID_LIMIT_BYTES) == text else None
+
+
+def read_subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
+    """The subset hint, `ip:port` each, from a list or a comma-separated string; None without."""
+    namespaces = message.metadata_context.filter_metadata
+    if SUBSET_NAMESPACE not in namespaces:
+        return None
+    fields = namespaces[SUBSET_NAMESPACE].fields
+    if SUBSET_KEY not in fields:
+        return None
+    hint = fields[SUBSET_KEY]
+    if hint.WhichOneof("kind") == "list_value":
+        parts: Iterable[str] = (value.string_value for value in hint.list_value.values)
+    else:
+        parts = hint.string_value.split(",")
+    return frozenset(stripped for part in parts if (stripped := part.strip()))
+
+
+def mutation(
+    set_headers: Mapping[str, str] | None = None, remove: Iterable[str] = ()
+) -> pb.HeaderMutation:
+    """Headers to set (they overwrite) and to remove. Values must be safe: see `safe_value`."""
+    return pb.HeaderMutation(
+        set_headers=[
+            pb.HeaderValueOption(header=pb.HeaderValue(key=name, raw_value=value.encode()))
+            for name, value in (set_headers or {}).items()
+        ],
+        remove_headers=remove,
+    )
+
+
+def safe_value(text: str, limit_bytes: int = 1024) -> str:
+    """What may stand in a header: printable ASCII, so no line end, and bounded."""
+    return printable(text, limit_bytes)
+
+
+STRIPPED: Final = mutation(remove=DESTINATION_HEADERS)
+"""Removes what a client may have sent as a destination. Shared: never changed."""
+
+
+def destinations(picked: Picked, limit: int) -> list[str]:
+    """`ip:port` of the best pod and its alternatives, in order, each pod once."""
+    addresses = dict.fromkeys(scored.candidate.pod.address for scored in picked.decision.ranking)
+    return list(addresses)[:limit]
+
+
+def pick_mutation(picked: Picked, endpoints: str, request_id: str) -> pb.HeaderMutation:
+    """What is set towards the chosen pod; `endpoints` is the list of `destinations`."""
+    chosen = picked.decision.chosen.candidate
+    values = {
+        TARGET_POD: safe_value(chosen.pod.address),
+        DESTINATION: safe_value(endpoints),
+        STRATEGY: safe_value(picked.strategy),
+        REQUEST_ID: request_id,
+    }
+    if len(chosen.pod.ranks) > 1:
+        return mutation({**values, RANK: str(chosen.rank)})
+    return mutation(values, remove=(RANK,))
+
+
+def pick_metadata(endpoints: str) -> Struct:
+    """The dynamic metadata that says the same as the header, for `override_host`."""
+    inner = Struct()
+    inner.fields[DESTINATION].string_value = safe_value(endpoints)
+    outer = Struct()
+    outer.fields[METADATA_NAMESPACE].struct_value.CopyFrom(inner)
+    return outer
+
+
+def debug_headers(picked: Picked) -> dict[str, str]:
+    """What a client is told of the decision, where the operator allows it."""
+    return {
+        STRATEGY: safe_value(picked.strategy),
+        TARGET_POD: safe_value(picked.decision.chosen.candidate.pod.name),
+        MATCHED_TOKENS: str(picked.matched_tokens),
+    }
+
+
+def reply_to_request_headers(common: pb.CommonResponse) -> pb.ProcessingResponse:
+    """The reply to the request's headers."""
+    return pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=common))
+
+
+def reply_to_request_body(common: pb.CommonResponse) -> pb.ProcessingResponse:
+    """The reply to a body that Envoy keeps (every mode but duplex)."""
+    return pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+
+
+def _streamed(chunk: bytes, end_of_stream: bool) -> pb.BodyResponse:
+    piece = pb.StreamedBodyResponse(body=chunk, end_of_stream=end_of_stream)
+    return pb.BodyResponse(
+        response=pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=piece))
+    )
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    if len(body) <= CHUNK_BYTES:
+        yield body
+        return
+    for start in range(0, len(body), CHUNK_BYTES):
+        yield body[start : start + CHUNK_BYTES]
+
+
+def echo_request_body(body: bytes, end_of_stream: bool) -> list[pb.ProcessingResponse]:
+    """Duplex: the bytes back to Envoy in chunks; the last one says whether the request ends.
+
+    Without bytes and without the end there is nothing to say.
+    """
+    if not body and not end_of_stream:
+        return []
+    pieces = list(_pieces(body))
+    return [
+        pb.ProcessingResponse(
+            request_body=_streamed(piece, end_of_stream and number == len(pieces))
+        )
+        for number, piece in enumerate(pieces, start=1)
+    ]
+
+
+def echo_response_body(body: bytes, end_of_stream: bool) -> list[pb.ProcessingResponse]:
+    """The same for an answer, where Envoy's response body mode is duplex."""
+    if not body and not end_of_stream:
+        return []
+    pieces = list(_pieces(body))
+    return [
+        pb.ProcessingResponse(
+            response_body=_streamed(piece, end_of_stream and number == len(pieces))
+        )
+        for number, piece in enumerate(pieces, start=1)
+    ]
+
+
+def reply_to_response_headers(set_headers: Mapping[str, str]) -> pb.ProcessingResponse:
+    """The reply to the answer's headers: what the client is told."""
+    return pb.ProcessingResponse(
+        response_headers=pb.HeadersResponse(
+            response=pb.CommonResponse(header_mutation=mutation(set_headers))
+        )
+    )
+
+
+PASS_RESPONSE_BODY: Final = pb.ProcessingResponse(
+    response_body=pb.BodyResponse(response=pb.CommonResponse())
+)
+PASS_REQUEST_TRAILERS: Final = pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
+PASS_RESPONSE_TRAILERS: Final = pb.ProcessingResponse(response_trailers=pb.TrailersResponse())
+STRIP: Final = pb.CommonResponse(header_mutation=STRIPPED)
+"""Goes on without a pick. Never clears the route cache."""

@@ -1,0 +1,526 @@
+"""The stream's logic, message by message, where Envoy keeps the body (BUFFERED), and what is
+the same in every mode: headers-only requests, answers, spoofed headers, the ledger."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from aibrix_extproc.errors import BodyModeUnsupported, ModelNotFound, TooManyStreams
+from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
+from aibrix_extproc.extproc.effects import (
+    Abort,
+    Decide,
+    Effect,
+    PrefillDone,
+    Release,
+    Reply,
+    Settled,
+)
+from aibrix_extproc.extproc.inflight import InflightBytes
+from aibrix_extproc.extproc.stream import Stream
+from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+from aibrix_extproc.routing.types import Candidate
+from aibrix_extproc.settings import Settings
+from tests.unit.extproc.extproc_fixtures import (
+    BUFFERED,
+    CHAT,
+    DESTINATIONS,
+    DUPLEX,
+    NONE,
+    common,
+    picked,
+    pod,
+    request_body,
+    request_headers,
+    request_trailers,
+    response_body,
+    response_headers,
+    response_trailers,
+    set_headers,
+    three_pods,
+)
+
+SPOOFED = {
+    "target_pod": "6.6.6.6:1",
+    "x_gateway_destination_endpoint": "6.6.6.6:1",
+    "x_data_parallel_rank": "7",
+}
+
+
+def make(inflight_bytes: int = 1 << 30, refusal: Any = None, **settings: Any) -> Stream:
+    return Stream(
+        Settings(**settings),
+        InflightBytes(inflight_bytes),
+        refusal=refusal,
+        new_id=lambda: "new-id",
+    )
+
+
+def replies(effects: Iterable[Effect]) -> list[pb.ProcessingResponse]:
+    return [effect.response for effect in effects if isinstance(effect, Reply)]
+
+
+def one_reply(effects: Iterable[Effect]) -> pb.ProcessingResponse:
+    (response,) = replies(effects)
+    return response
+
+
+def asked(effects: Iterable[Effect]) -> RouteRequest:
+    (request,) = [effect.request for effect in effects if isinstance(effect, Decide)]
+    return request
+
+
+def settled(effects: Iterable[Effect]) -> list[tuple[str, str]]:
+    return [(e.outcome, e.reason) for e in effects if isinstance(e, Settled)]
+
+
+def up_to_decision(stream: Stream, body: bytes = b"{}", **headers: Any) -> RouteRequest:
+    stream.receive(request_headers(**headers))
+    return asked(stream.receive(request_body(body)))
+
+
+def decided(outcome: Outcome, **settings: Any) -> tuple[Stream, list[Effect]]:
+    stream = make(**settings)
+    up_to_decision(stream)
+    return stream, stream.decided(outcome)
+
+
+def strips(common_response: pb.CommonResponse) -> bool:
+    mutation = common_response.header_mutation
+    return set(mutation.remove_headers) == DESTINATIONS and not mutation.set_headers
+
+
+# -- a request with a body ------------------------------------------------------------------
+
+
+def test_the_headers_are_answered_at_once_and_only_strip() -> None:
+    reply = one_reply(make().receive(request_headers()))
+    assert reply.WhichOneof("response") == "request_headers"
+    assert strips(common(reply))
+    assert common(reply).status == pb.CommonResponse.CONTINUE
+    assert not common(reply).clear_route_cache
+
+
+def test_the_body_is_decided_as_the_client_sent_it() -> None:
+    request = up_to_decision(make(), b'{"model": "llama",  "x": 1}', path=f"{CHAT}?a=1")
+    assert request == RouteRequest(
+        method="POST",
+        path=f"{CHAT}?a=1",
+        headers={},
+        body=b'{"model": "llama",  "x": 1}',
+        request_id="req-1",
+    )
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_headers_are_read_from_raw_value_and_from_value(raw: bool) -> None:
+    request = up_to_decision(make(), raw=raw, routing_strategy="random", external_filter="a=b")
+    assert request.path == CHAT
+    assert request.headers == {"routing-strategy": "random", "external-filter": "a=b"}
+
+
+def test_raw_value_goes_before_value() -> None:
+    message = request_headers()
+    for header in message.request_headers.headers.headers:
+        header.value = "wrong"
+    stream = make()
+    stream.receive(message)
+    assert asked(stream.receive(request_body(b"{}"))).path == CHAT
+
+
+def test_of_a_repeated_header_the_first_counts() -> None:
+    message = request_headers(routing_strategy="first")
+    message.request_headers.headers.headers.add(key="routing-strategy", raw_value=b"second")
+    stream = make()
+    stream.receive(message)
+    assert asked(stream.receive(request_body(b"{}"))).headers == {"routing-strategy": "first"}
+
+
+def test_preferences_are_not_read_where_clients_are_not_trusted() -> None:
+    request = up_to_decision(make(trust_client_headers=False), routing_strategy="random")
+    assert request.headers == {}
+
+
+def test_a_pick_names_the_pod_in_headers_and_in_metadata() -> None:
+    _, effects = decided(three_pods())
+    reply = one_reply(effects)
+    assert reply.WhichOneof("response") == "request_body"
+    mutation = common(reply).header_mutation
+    assert set_headers(mutation) == {
+        "target-pod": "10.0.0.1:8000",
+        "x-gateway-destination-endpoint": "10.0.0.1:8000,10.0.0.2:8000,10.0.0.3:8000",
+        "routing-strategy": "prefix-cache",
+        "x-request-id": "req-1",
+    }
+    assert list(mutation.remove_headers) == ["x-data-parallel-rank"]
+    assert MessageToDict(reply.dynamic_metadata) == {
+        "envoy.lb": {"x-gateway-destination-endpoint": "10.0.0.1:8000,10.0.0.2:8000,10.0.0.3:8000"}
+    }
+    assert common(reply).clear_route_cache
+    assert not common(reply).HasField("body_mutation")
+    assert settled(effects) == [("picked", "")]
+
+
+def test_as_many_alternatives_as_the_setting_says() -> None:
+    _, effects = decided(three_pods(), alternatives=1)
+    values = set_headers(common(one_reply(effects)).header_mutation)
+    assert values["x-gateway-destination-endpoint"] == values["target-pod"] == "10.0.0.1:8000"
+
+
+def test_alternatives_are_distinct_pods_and_the_rank_is_named() -> None:
+    both = pod("a", "10.0.0.1:8000", ranks=2)
+    other = pod("b", "10.0.0.2:8000")
+    outcome = picked(Candidate(1, both, 1), Candidate(2, both, 0), Candidate(3, other))
+    _, effects = decided(outcome)
+    mutation = common(one_reply(effects)).header_mutation
+    values = set_headers(mutation)
+    assert values["x-data-parallel-rank"] == "1"
+    assert values["x-gateway-destination-endpoint"] == "10.0.0.1:8000,10.0.0.2:8000"
+    assert not mutation.remove_headers
+
+
+@pytest.mark.parametrize("unusable", ["", "a\r\nb: c", "ä", "x" * 129])
+def test_an_unusable_request_id_is_replaced(unusable: str) -> None:
+    stream = make()
+    message = request_headers()
+    for header in message.request_headers.headers.headers:
+        if header.key == "x-request-id":
+            header.raw_value = unusable.encode()
+    stream.receive(message)
+    assert asked(stream.receive(request_body(b"{}"))).request_id == "new-id"
+    values = set_headers(common(one_reply(stream.decided(three_pods()))).header_mutation)
+    assert values["x-request-id"] == "new-id"
+
+
+def test_a_pass_strips_and_picks_nothing() -> None:
+    _, effects = decided(Passed("not_listed"))
+    reply = one_reply(effects)
+    assert reply.WhichOneof("response") == "request_body"
+    assert strips(common(reply))
+    assert not common(reply).clear_route_cache
+    assert not reply.HasField("dynamic_metadata")
+    assert settled(effects) == [("passed", "not_listed")]
+
+
+def test_a_refusal_is_an_immediate_response_and_ends_the_stream() -> None:
+    stream = make()
+    up_to_decision(stream)
+    effects = stream.refused(ModelNotFound("nope"))
+    immediate = one_reply(effects).immediate_response
+    assert immediate.status.code == 404
+    assert settled(effects) == [("refused", "")]
+    assert stream.receive(response_headers()) == []
+    assert stream.may_end
+
+
+def test_an_answer_of_this_server_is_an_immediate_response() -> None:
+    stream = make()
+    request = asked(stream.receive(request_headers(path="/v1/models?x=1", method="GET", end=True)))
+    assert (request.method, request.path, request.body) == ("GET", "/v1/models?x=1", b"")
+    effects = stream.decided(Answered(200, b"[]", "application/json"))
+    immediate = one_reply(effects).immediate_response
+    assert (immediate.status.code, immediate.body) == (200, b"[]")
+    assert set_headers(immediate.headers) == {
+        "content-type": "application/json",
+        "request-id": "req-1",
+    }
+    assert settled(effects) == [("answered", "")]
+
+
+def test_trailers_after_the_body_make_it_whole_and_are_answered() -> None:
+    stream = make()
+    stream.receive(request_headers())
+    asked(stream.receive(request_body(b"{}", end=False)))
+    assert stream.receive(request_trailers()) == []
+    kinds = [r.WhichOneof("response") for r in replies(stream.decided(three_pods()))]
+    assert kinds == ["request_body", "request_trailers"]
+
+
+def test_trailers_right_after_the_headers_pass() -> None:
+    stream = make()
+    stream.receive(request_headers())
+    effects = stream.receive(request_trailers())
+    assert one_reply(effects).WhichOneof("response") == "request_trailers"
+    assert settled(effects) == [("passed", "no_body")]
+
+
+# -- what is not decided ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"method": "GET", "path": "/health", "end": True},
+        {"method": "GET", "path": "/v1/models/llama", "end": True},
+        {"method": "GET", "path": CHAT, "end": True},
+        {"method": "OPTIONS", "path": CHAT, "end": True},
+        {"path": "/tokenize"},
+        {"path": "/v1/embeddings", "end": True},
+        {"path": "/v1/audio/transcriptions", "content_type": "multipart/form-data; boundary=a"},
+        {"path": "/v1/embeddings", "content_type": "text/plain"},
+    ],
+)
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX, NONE])
+def test_it_passes_untouched_without_waiting(head: dict[str, Any], mode: int) -> None:
+    effects = make().receive(request_headers(mode=mode, **SPOOFED, **head))
+    assert strips(common(one_reply(effects)))
+    assert settled(effects) == [("passed", "untouched")]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"path": "/v1/completions"},
+        {"path": CHAT, "content_type": ""},
+        {"path": CHAT, "content_type": "text/plain"},
+        {"path": f"{CHAT}?beta=true"},
+        {"path": "/v1/embeddings"},
+        {"path": "/v1/embeddings", "content_type": ""},
+        {"path": "/v1/rerank", "content_type": "application/json; charset=utf-8"},
+        {"path": "/v1/rerank", "content_type": "application/vnd.x+json"},
+    ],
+)
+def test_it_is_decided(head: dict[str, Any]) -> None:
+    assert up_to_decision(make(), **head).body == b"{}"
+
+
+def test_a_completion_without_a_body_is_decided_at_its_headers() -> None:
+    stream = make()
+    assert asked(stream.receive(request_headers(end=True))).body == b""
+    reply = one_reply(stream.decided(three_pods()))
+    assert reply.WhichOneof("response") == "request_headers"
+    assert common(reply).clear_route_cache
+
+
+def test_a_body_that_passes_is_answered_and_stripped_again() -> None:
+    stream = make()
+    stream.receive(request_headers(path="/upload", **SPOOFED))
+    effects = stream.receive(request_body(b"x" * 100))
+    assert strips(common(one_reply(effects)))
+    assert settled(effects) == []
+
+
+def test_without_request_headers_every_message_is_let_through() -> None:
+    stream = make()
+    first = request_body(b"{}")
+    first.protocol_config.request_body_mode = BUFFERED
+    effects = stream.receive(first)
+    assert one_reply(effects).WhichOneof("response") == "request_body"
+    assert settled(effects) == [("passed", "no_headers")]
+    assert one_reply(stream.receive(response_headers())).HasField("response_headers")
+
+
+def test_messages_without_content_are_skipped() -> None:
+    stream = make()
+    assert stream.receive(pb.ProcessingRequest()) == []
+    assert one_reply(stream.receive(request_headers())).HasField("request_headers")
+
+
+def test_a_second_head_is_tolerated() -> None:
+    stream = make()
+    stream.receive(request_headers())
+    assert strips(common(one_reply(stream.receive(request_headers()))))
+
+
+# -- body modes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [NONE, pb.ProcessingMode.STREAMED, pb.ProcessingMode.GRPC, 77])
+def test_a_body_that_cannot_be_read_whole_is_a_clear_error(mode: int) -> None:
+    effects = make().receive(request_headers(mode=mode))
+    immediate = one_reply(effects).immediate_response
+    assert immediate.status.code == 500
+    assert b"processing_mode.request_body_mode" in immediate.body
+    (said,) = [e for e in effects if isinstance(e, Settled)]
+    assert isinstance(said.error, BodyModeUnsupported)
+
+
+def test_an_envoy_that_names_no_mode_is_taken_as_buffered() -> None:
+    stream = make()
+    assert one_reply(stream.receive(request_headers(mode=None))).HasField("request_headers")
+    assert asked(stream.receive(request_body(b"{}"))).body == b"{}"
+
+
+def test_a_piece_of_a_body_in_assumed_buffered_is_a_clear_error() -> None:
+    stream = make()
+    stream.receive(request_headers(mode=None))
+    immediate = one_reply(stream.receive(request_body(b"{", end=False))).immediate_response
+    assert immediate.status.code == 500
+    assert b"AIBRIX_EXTPROC_DEFAULT_BODY_MODE=duplex" in immediate.body
+
+
+def test_a_setting_forces_duplex_where_none_is_named() -> None:
+    stream = make(default_body_mode="duplex")
+    assert stream.receive(request_headers(mode=None)) == []
+    assert stream.receive(request_body(b"{", end=False)) == []
+    assert asked(stream.receive(request_body(b"}"))).body == b"{}"
+
+
+# -- limits -----------------------------------------------------------------------------------
+
+
+def test_a_body_over_the_limit_is_413() -> None:
+    stream = make(max_body_bytes=10)
+    stream.receive(request_headers())
+    assert one_reply(stream.receive(request_body(b"x" * 11))).immediate_response.status.code == 413
+
+
+def test_content_length_over_the_limit_is_413_before_the_body() -> None:
+    effects = make(max_body_bytes=10).receive(request_headers(content_length="11"))
+    assert one_reply(effects).immediate_response.status.code == 413
+
+
+@pytest.mark.parametrize("length", ["10", "ten", "-1", "²"])
+def test_other_content_lengths_say_nothing(length: str) -> None:
+    effects = make(max_body_bytes=10).receive(request_headers(content_length=length))
+    assert one_reply(effects).HasField("request_headers")
+
+
+def test_past_the_bound_of_all_bodies_a_request_passes() -> None:
+    stream = make(inflight_bytes=10)
+    stream.receive(request_headers())
+    effects = stream.receive(request_body(b"x" * 11))
+    assert strips(common(one_reply(effects)))
+    assert settled(effects) == [("passed", "inflight_bytes")]
+
+
+@pytest.mark.parametrize("end", ["decided", "refused", "closed", "failed"])
+def test_the_bytes_of_a_body_are_given_back(end: str) -> None:
+    inflight = InflightBytes(100)
+    stream = Stream(Settings(), inflight)
+    up_to_decision(stream, b"x" * 60)
+    assert inflight.used_bytes == 60
+    {
+        "decided": lambda: stream.decided(three_pods()),
+        "refused": lambda: stream.refused(ModelNotFound("m")),
+        "closed": stream.closed,
+        "failed": lambda: stream.failed("request_body"),
+    }[end]()
+    assert inflight.used_bytes == 0
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_too_many_streams_are_refused_at_the_headers(mode: int, method: str) -> None:
+    stream = make(refusal=TooManyStreams(5))
+    immediate = one_reply(stream.receive(request_headers(mode=mode, method=method)))
+    assert immediate.immediate_response.status.code == 429
+    assert set_headers(immediate.immediate_response.headers)["retry-after"] == "1"
+
+
+# -- the subset hint --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hint", "subset"),
+    [
+        (None, None),
+        (["10.0.0.1:8000", " 10.0.0.2:8000 "], {"10.0.0.1:8000", "10.0.0.2:8000"}),
+        ("10.0.0.1:8000, 10.0.0.2:8000", {"10.0.0.1:8000", "10.0.0.2:8000"}),
+        ([], set()),
+        ("", set()),
+    ],
+)
+def test_a_subset_hint_restricts_the_candidates(hint: Any, subset: set[str] | None) -> None:
+    assert up_to_decision(make(), subset=hint).subset == subset
+
+
+# -- the answer and the ledger ----------------------------------------------------------------
+
+
+def test_response_headers_tell_the_request_id_and_end_the_prefill() -> None:
+    stream, _ = decided(three_pods(ticket="t"))
+    effects = stream.receive(response_headers())
+    assert PrefillDone("t") in effects
+    reply = one_reply(effects)
+    assert reply.WhichOneof("response") == "response_headers"
+    assert set_headers(common(reply).header_mutation) == {"request-id": "req-1"}
+
+
+def test_debug_headers_tell_strategy_pod_and_matched_tokens() -> None:
+    stream, _ = decided(three_pods(), debug_headers=True)
+    reply = one_reply(stream.receive(response_headers()))
+    assert set_headers(common(reply).header_mutation) == {
+        "request-id": "req-1",
+        "routing-strategy": "prefix-cache",
+        "target-pod": "pod-1",
+        "x-aibrix-matched-tokens": "32",
+    }
+
+
+def test_response_body_and_trailers_are_let_through() -> None:
+    stream, _ = decided(three_pods())
+    stream.receive(response_headers())
+    body = one_reply(stream.receive(response_body(b"data")))
+    assert body.WhichOneof("response") == "response_body"
+    assert not common(body).HasField("body_mutation")
+    trailers = one_reply(stream.receive(response_trailers()))
+    assert trailers.WhichOneof("response") == "response_trailers"
+
+
+@pytest.mark.parametrize(
+    "last", [response_trailers(), response_body(b"x", end=True), response_headers(end=True)]
+)
+def test_an_answer_that_is_seen_to_end_is_released_once(last: pb.ProcessingRequest) -> None:
+    stream, _ = decided(three_pods(ticket="t"))
+    assert Release("t") in stream.receive(last)
+    assert Release("t") not in stream.receive(response_trailers())
+    assert Release("t") not in stream.closed()
+
+
+def test_the_end_of_a_buffered_stream_releases() -> None:
+    stream, _ = decided(three_pods(ticket="t"))
+    stream.receive(response_headers())
+    assert stream.closed() == [Release("t")]
+
+
+def test_a_decision_that_comes_after_the_end_is_released() -> None:
+    stream = make()
+    up_to_decision(stream)
+    assert settled(stream.closed()) == [("left", "")]
+    assert stream.decided(three_pods(ticket="t")) == [Release("t")]
+    assert stream.refused(ModelNotFound("m")) == []
+
+
+@pytest.mark.parametrize("body_came", [True, False])
+def test_an_answer_of_envoys_own_ends_the_decision(body_came: bool) -> None:
+    stream = make()
+    stream.receive(request_headers())
+    if body_came:
+        stream.receive(request_body(b"{}"))
+    assert one_reply(stream.receive(response_headers("413"))).HasField("response_headers")
+    assert stream.decided(three_pods(ticket="t")) == [Release("t")]
+    assert stream.may_end
+
+
+# -- ends -------------------------------------------------------------------------------------
+
+
+def test_a_buffered_stream_may_end_once_its_outcome_is_sent() -> None:
+    stream = make()
+    assert not stream.may_end
+    stream.receive(request_headers())
+    assert not stream.may_end
+    stream.receive(request_body(b"{}"))
+    assert not stream.may_end
+    stream.decided(three_pods())
+    assert stream.may_end
+
+
+def test_its_own_failure_lets_a_buffered_request_pass() -> None:
+    stream = make()
+    up_to_decision(stream)
+    effects = stream.failed("request_body")
+    assert strips(common(one_reply(effects)))
+    assert settled(effects) == [("passed", "internal_error")]
+    assert one_reply(stream.receive(response_headers())).HasField("response_headers")
+
+
+def test_its_own_failure_ends_a_duplex_stream_with_an_error() -> None:
+    stream = make()
+    stream.receive(request_headers(mode=DUPLEX))
+    effects = stream.failed("request_body")
+    assert [e.code for e in effects if isinstance(e, Abort)] == ["INTERNAL"]
+    assert replies(effects) == []
