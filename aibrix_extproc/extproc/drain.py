@@ -26,9 +26,10 @@ async def drain(
     """Say NOT_SERVING, take requests for the pre-stop delay, end what may end, and stop.
 
     Streams without an outcome get the decision's time-out; what is left then is cut off with an
-    error status, never with an OK end. Cancel it to leave at once.
+    error status, never with an OK end. That includes answers that are echoed through this server
+    (`response_body_mode: FULL_DUPLEX_STREAMED`) and run on. Cancel it to leave at once.
     """
-    await health.set_serving(False)
+    await health.leave()
     _log.info(
         "draining: %d requests open; new ones are taken for %g s",
         service.open_streams,

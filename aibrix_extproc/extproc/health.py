@@ -25,6 +25,7 @@ class Health:
     def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
         self.serving = False
+        self._leaving = False
 
     async def start(self, server: grpc.aio.Server) -> None:
         """Add the service to a server that is not started yet."""
@@ -33,8 +34,14 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set_serving(self, serving: bool) -> None:
-        """Whether Envoy should send requests here; watchers are told at once."""
+        """Whether Envoy should send requests here; watchers are told at once. Not after `leave`."""
+        serving = serving and not self._leaving
         self.serving = serving
         status = health_pb2.HealthCheckResponse.ServingStatus
         for name in READINESS_NAMES:
             await self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def leave(self) -> None:
+        """NOT_SERVING for good: a server that drains is never ready again."""
+        self._leaving = True
+        await self.set_serving(False)

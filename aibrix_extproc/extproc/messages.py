@@ -82,7 +82,7 @@ def header_text(header: pb.HeaderValue) -> str:
 
 
 def _usable_id(text: str) -> str | None:
-    return text if text and printable(text, _ID_LIMIT_BYTES) == text else None
+    return text if text and safe_value(text, _ID_LIMIT_BYTES) == text else None
 
 
 def read_subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
@@ -116,6 +116,8 @@ def mutation(
 
 def safe_value(text: str, limit_bytes: int = 1024) -> str:
     """What may stand in a header: printable ASCII, so no line end, and bounded."""
+    if len(text) <= limit_bytes and text.isascii() and text.isprintable():
+        return text
     return printable(text, limit_bytes)
 
 

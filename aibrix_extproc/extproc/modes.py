@@ -6,6 +6,7 @@ message) and the table of paths. Knows nothing of replies.
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
 from aibrix_extproc.errors import BodyModeUnsupported
 from aibrix_extproc.extproc.messages import RequestHead
@@ -27,16 +28,6 @@ class Modes:
     response: _Mode
     assumed: bool
     """True where Envoy did not name them: the setting did."""
-
-    @classmethod
-    def of(cls, first: pb.ProcessingRequest, default: BodyMode) -> "Modes":
-        """From the first message of a stream."""
-        if first.HasField("protocol_config"):
-            config = first.protocol_config
-            return cls(config.request_body_mode, config.response_body_mode, assumed=False)
-        if default is BodyMode.DUPLEX:
-            return cls(_DUPLEX, _DUPLEX, assumed=True)
-        return cls(_BUFFERED, _NONE, assumed=True)
 
     @property
     def duplex(self) -> bool:
@@ -71,6 +62,25 @@ class Modes:
             f"Envoy's request_body_mode {name} does not let this server read whole bodies. "
             "Set processing_mode.request_body_mode to BUFFERED or FULL_DUPLEX_STREAMED."
         )
+
+
+_ASSUMED: Final = {
+    BodyMode.BUFFERED: Modes(_BUFFERED, _NONE, assumed=True),
+    BodyMode.DUPLEX: Modes(_DUPLEX, _DUPLEX, assumed=True),
+}
+
+
+def modes_of(first: pb.ProcessingRequest, default: BodyMode) -> Modes:
+    """From the first message of a stream; by the setting where Envoy names no mode."""
+    if not first.HasField("protocol_config"):
+        return _ASSUMED[default]
+    config = first.protocol_config
+    return Modes(config.request_body_mode, config.response_body_mode, assumed=False)
+
+
+def assumed_modes(default: BodyMode) -> Modes:
+    """What holds before the first message."""
+    return _ASSUMED[default]
 
 
 def body_in_pieces() -> BodyModeUnsupported:

@@ -32,7 +32,7 @@ from aibrix_extproc.extproc.effects import (
 )
 from aibrix_extproc.extproc.inflight import InflightBytes
 from aibrix_extproc.extproc.messages import RequestHead
-from aibrix_extproc.extproc.modes import Modes, Want, body_in_pieces, want
+from aibrix_extproc.extproc.modes import Want, assumed_modes, body_in_pieces, modes_of, want
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from aibrix_extproc.settings import Settings
 
@@ -74,7 +74,7 @@ class Stream:
         self._refusal = refusal
         self._new_id = new_id
         self._phase = _Phase.FIRST
-        self._modes = Modes.of(pb.ProcessingRequest(), settings.default_body_mode)
+        self._modes = assumed_modes(settings.default_body_mode)
         self._head: RequestHead | None = None
         self._request_id: str | None = None
         self._subset: frozenset[str] | None = None
@@ -98,7 +98,7 @@ class Stream:
             return []
         effects: list[Effect] = []
         if self._phase is _Phase.FIRST:
-            self._modes = Modes.of(message, self._settings.default_body_mode)
+            self._modes = modes_of(message, self._settings.default_body_mode)
             if kind != "request_headers":
                 # request_header_mode SKIP: the pod is picked already, and the path is unknown.
                 self._phase = _Phase.PASSING

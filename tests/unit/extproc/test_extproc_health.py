@@ -39,6 +39,15 @@ async def test_liveness_is_serving_while_the_process_lives() -> None:
         assert await status(r, "liveness") == SERVING
 
 
+async def test_once_it_leaves_it_is_never_ready_again() -> None:
+    async with rig() as r:
+        await r.health.set_serving(True)
+        await r.health.leave()
+        await r.health.set_serving(True)
+        assert await status(r, "readiness") == NOT_SERVING
+        assert await status(r, "liveness") == SERVING
+
+
 async def test_a_watcher_is_told_of_the_change() -> None:
     async with rig() as r:
         stub = health_pb2_grpc.HealthStub(r.channel)
