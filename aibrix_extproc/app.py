@@ -1,0 +1,192 @@
+"""Builds the parts, starts them in two stages, drains and stops them.
+
+Stage one is state: pods, index, tokenizer, ledger, the gRPC service and the admin server. Stage
+two is event sync, which needs the pods. Owns the order and nothing else: what a part does is
+written in its room.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Mapping
+
+import grpc
+
+from aibrix_extproc.admin.server import AdminServer
+from aibrix_extproc.decide import Decider
+from aibrix_extproc.discovery.endpoints_file import EndpointsFile
+from aibrix_extproc.discovery.kubernetes import KubernetesPods
+from aibrix_extproc.discovery.pods import Pod
+from aibrix_extproc.discovery.probe import Probe
+from aibrix_extproc.discovery.registry import Registry
+from aibrix_extproc.errors import SettingsError, UnknownStrategy
+from aibrix_extproc.extproc.drain import drain
+from aibrix_extproc.extproc.health import Health
+from aibrix_extproc.extproc.service import Processor, listen, make_server
+from aibrix_extproc.extproc.watchdog import Watchdog
+from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.ledger import Ledger
+from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.pool import TokenizerPool
+
+log = logging.getLogger(__name__)
+
+_READINESS_POLL_S = 0.1
+
+
+class App:
+    """The server as one object: `start`, then `drain` and `stop`, or `run` for all of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build every part; nothing is opened yet. Raises SettingsError."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.registry = Registry(self.metrics)
+        self.index = PrefixIndex(
+            max_bytes=settings.kv_index_max_bytes, max_orphans=settings.kv_max_orphans
+        )
+        self.predictions = Predictions(settings.prediction_max_blocks)
+        self.ledger = Ledger(settings.reservation_limit_s)
+        self.manager = SourceManager(self.index, settings, self.metrics, self.predictions.drop)
+        self.tokenizer = TokenizerPool(settings, self.metrics)
+        self.decider = self._decider()
+        self.health = Health()
+        self.processor = Processor(settings, self.metrics, self.decider)
+        self.admin = AdminServer(
+            settings=settings,
+            metrics=self.metrics,
+            registry=self.registry,
+            manager=self.manager,
+            index=self.index,
+            explains=self.decider,
+            readiness=self.readiness,
+        )
+        self.probe = Probe(self.registry, settings, self.metrics)
+        self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
+        self.discovery: EndpointsFile | KubernetesPods = (
+            EndpointsFile(settings.endpoints_file, self.registry, settings, self.metrics)
+            if settings.endpoints_file
+            else KubernetesPods(self.registry, settings, self.metrics)
+        )
+        self.registry.subscribe(self.manager.on_pod)
+        self.registry.subscribe(self._show_indexer)
+        self._ready_by = time.monotonic() + settings.ready_grace_s
+        self._synced = False
+        self._draining = False
+        self._readiness_task: asyncio.Task[None] | None = None
+        self._server: grpc.aio.Server | None = None
+
+    def _decider(self) -> Decider:
+        try:
+            return Decider(
+                self.settings,
+                self.metrics,
+                self.registry,
+                self.manager,
+                self.index,
+                self.tokenizer,
+                self.ledger,
+                self.predictions,
+            )
+        except UnknownStrategy as error:
+            raise SettingsError(f"ROUTING_ALGORITHM: {error.message}") from None
+
+    async def start(self) -> None:
+        """Stage one, then stage two. Raises SettingsError where a file or port cannot be used."""
+        await self.tokenizer.start()
+        await self.discovery.start()
+        await self.probe.start()
+        await self._serve()
+        await self.admin.start()
+        if self.settings.kv_event_sync:
+            self.manager.start_events()
+        self.watchdog.start()
+        self._readiness_task = asyncio.create_task(self._follow_readiness())
+        log.info(
+            "serving on %s, admin on %s, strategy %s, event sync %s",
+            self.settings.grpc_address,
+            self.settings.admin_address,
+            self.settings.routing_algorithm,
+            "on" if self.settings.kv_event_sync else "off",
+        )
+
+    async def _serve(self) -> None:
+        self._server = make_server(self.settings)
+        self.processor.register(self._server)
+        await self.health.start(self._server)
+        self.grpc_port = listen(self._server, self.settings.grpc_address)
+        await self._server.start()
+
+    async def drain(self) -> None:
+        """Leave without failing a request; see `extproc.drain`."""
+        self._draining = True
+        if self._server is not None:
+            await drain(self._server, self.processor, self.health, self.settings)
+
+    async def stop(self) -> None:
+        """Close every part, the last opened first."""
+        if self._readiness_task is not None:
+            self._readiness_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._readiness_task
+        self.watchdog.close()
+        await self.admin.close()
+        if self._server is not None:
+            await self._server.stop(None)
+        await self.probe.close()
+        await self.discovery.close()
+        await self.tokenizer.close()
+        await asyncio.to_thread(self.manager.close)
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain; a second signal leaves at once."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await self.start()
+            await stop.wait()
+            log.info("draining")
+            leaving = asyncio.create_task(self.drain())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, leaving.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+        finally:
+            await self.stop()
+        return 0
+
+    def readiness(self) -> Mapping[str, bool]:
+        """What must hold before traffic should come; all true means ready."""
+        if not self._synced:
+            self._synced = self.registry.listed and self.manager.synced()
+        return {
+            "pods_listed": self.registry.listed,
+            "first_sync_done": self._synced or time.monotonic() > self._ready_by,
+            "not_draining": not self._draining,
+        }
+
+    async def _follow_readiness(self) -> None:
+        while not self._draining:
+            await self.health.set_serving(all(self.readiness().values()))
+            await asyncio.sleep(_READINESS_POLL_S)
+
+    def _show_indexer(self, before: Pod | None, after: Pod | None) -> None:
+        """Keep `indexer_status` in step with the models that have pods."""
+        models = {pod.model for pod in (before, after) if pod is not None}
+        alive = {pod.model for pod in self.registry.pods()}
+        gauge = self.metrics.indexer_status
+        for model in models:
+            if model in alive:
+                gauge.labels(model, "sync").set(int(self.settings.kv_event_sync))
+                gauge.labels(model, "local").set(int(not self.settings.kv_event_sync))
+            else:
+                for indexer in ("sync", "local"):
+                    with contextlib.suppress(KeyError):
+                        gauge.remove(model, indexer)

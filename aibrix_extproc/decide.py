@@ -1,0 +1,376 @@
+"""The flow of one decision: body → prompt → tokens → depth → load → decision.
+
+Owns the order of the steps, the deadline, and what is counted of a decision. It knows no Envoy
+message, no ZMQ and no Kubernetes: it joins `extproc.openai`, the tokenizer, the index and
+`routing`, and is asked by the gRPC service and by `/debug/explain` alike.
+"""
+
+import json
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+from aibrix_extproc.discovery.pods import ServedModel
+from aibrix_extproc.discovery.registry import Registry
+from aibrix_extproc.errors import (
+    ModelNotFound,
+    NoCandidate,
+    NoPodReady,
+    RequestError,
+    UnknownStrategy,
+)
+from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, Picked, RouteRequest
+from aibrix_extproc.extproc.openai import ParsedBody, is_completion_path, parse_body, peek_model
+from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.reuse import reusable_tokens
+from aibrix_extproc.routing.selector import parse_selector
+from aibrix_extproc.routing.strategies import STRATEGIES, build
+from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Scored, Strategy
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.pool import TokenizerPool, TokenizerUnavailable
+
+BYTES_PER_TOKEN: Final = 4
+"""Length of a prompt whose tokens are not known: its bytes divided by this."""
+
+DEFAULT_BLOCK_SIZE: Final = 16
+"""Block size of predictions for a source that no event has told one (vLLM's own default)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a request asks for, and who may serve it."""
+
+    parsed: ParsedBody
+    served: ServedModel
+    strategy: Strategy
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The prompt's token ids, or why they are not known (None: nobody needs them)."""
+
+    ids: "array[int] | None"
+    fallback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is known of the candidates at the moment of the choice."""
+
+    context: RouteContext
+    depths: Mapping[int, int] = field(default_factory=dict)
+    """Source → blocks, by the index alone."""
+    block_sizes: Mapping[int, int] = field(default_factory=dict)
+    keys: "Mapping[int, array[int]]" = field(default_factory=dict)
+    """Block size → the prompt's block keys."""
+
+
+class Decider:
+    """Decides requests. Lives on the event loop; a decision waits only for the tokenizer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        registry: Registry,
+        manager: SourceManager,
+        index: PrefixIndex,
+        tokenizer: TokenizerPool,
+        ledger: Ledger,
+        predictions: Predictions,
+        rng: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._registry = registry
+        self._manager = manager
+        self._index = index
+        self._tokenizer = tokenizer
+        self._ledger = ledger
+        self._predictions = predictions
+        self._clock = clock
+        rng = rng or Random()
+        self._strategies = {name: build(name, settings, rng) for name in STRATEGIES}
+        build(settings.routing_algorithm, settings, rng)  # raises UnknownStrategy at the start
+        self._sync = "true" if settings.kv_event_sync else "false"
+
+    async def decide(self, request: RouteRequest) -> Outcome:
+        """The outcome of one request, reserved in the ledger where a candidate is picked.
+
+        Raises RequestError where the client must be told something. The deadline runs from this
+        call: over it the request is routed by load.
+        """
+        started = self._clock()
+        if _is_models_listing(request) and self._registry.listed:
+            return Answered(200, models_listing(self._registry), "application/json")
+        plan = self._plan(request)
+        if isinstance(plan, Passed):
+            return plan
+        tokens = await self._tokens(plan, started)
+        view = self._view(plan, tokens)
+        decision = plan.strategy.rank(view.context)
+        self._count(plan, tokens, view, decision, started)
+        return self._commit(plan, view, decision, request)
+
+    def prefill_done(self, ticket: Ticket) -> None:
+        """The pod has begun to answer: its prefill is no longer owed."""
+        self._ledger.prefill_done(ticket, self._clock())
+
+    def release(self, ticket: Ticket) -> None:
+        """The answer is complete, or its client has gone."""
+        self._ledger.release(ticket)
+
+    async def explain(self, request: RouteRequest) -> dict[str, Any]:
+        """The decision that this request would get now, with everything that counted for it.
+
+        Reserves nothing and counts nothing. Raises RequestError as `decide` does.
+        """
+        started = self._clock()
+        plan = self._plan(request)
+        if isinstance(plan, Passed):
+            return {"outcome": "passed", "reason": plan.reason}
+        tokens = await self._tokens(plan, started)
+        view = self._view(plan, tokens)
+        decision = plan.strategy.rank(view.context)
+        return {
+            "outcome": "picked",
+            "model": plan.served.model,
+            "adapter": plan.served.adapter,
+            "strategy": decision.strategy,
+            "reason": decision.reason,
+            "prompt_tokens": view.context.prompt_tokens,
+            "tokens_known": view.context.tokens_known,
+            "fallback": tokens.fallback,
+            "candidates": [self._explain_one(scored, view) for scored in decision.ranking],
+        }
+
+    # -- who may serve it -----------------------------------------------------------------------
+
+    def _plan(self, request: RouteRequest) -> _Plan | Passed:
+        parsed = self._read(request)
+        if isinstance(parsed, Passed):
+            return parsed
+        served = self._registry.resolve(parsed.model)
+        if served is None:
+            if not is_completion_path(request.path):
+                return Passed("model_not_known")
+            raise ModelNotFound(parsed.model)
+        name = request.headers.get("routing-strategy") or self._settings.routing_algorithm
+        try:
+            strategy = self._strategies.get(name)
+            if strategy is None:
+                raise UnknownStrategy(name, tuple(STRATEGIES))
+            return _Plan(parsed, served, strategy, self._candidates(request, served))
+        except RequestError as error:
+            error.model_label = served.name
+            raise
+
+    def _read(self, request: RouteRequest) -> ParsedBody | Passed:
+        if not self._registry.listed:
+            return Passed("pods_not_listed")
+        if is_completion_path(request.path):
+            return parse_body(request.path, request.body)
+        if not request.path.startswith("/v1/"):
+            return Passed("other_path")
+        model = peek_model(request.body)
+        if model is None:
+            return Passed("no_model")
+        return ParsedBody(
+            model=model,
+            prompt=None,
+            prompt_bytes=len(request.body),
+            cache_salt=None,
+            stream=False,
+            max_tokens=None,
+            report_mode=False,
+        )
+
+    def _candidates(self, request: RouteRequest, served: ServedModel) -> tuple[Candidate, ...]:
+        pods = self._registry.candidates(served)
+        if not pods:
+            raise NoPodReady(served.name)
+        label_selector = request.headers.get("external-filter")
+        if label_selector:
+            selector = parse_selector(label_selector)
+            pods = tuple(pod for pod in pods if selector.matches(pod.labels))
+            if not pods:
+                raise NoCandidate(
+                    "No ready pod of the model matches the header external-filter. "
+                    "Widen it, or leave it out."
+                )
+        if request.subset is not None:
+            pods = tuple(pod for pod in pods if pod.address in request.subset)
+            if not pods:
+                raise NoCandidate("No ready pod of the model is in the subset that Envoy allows.")
+        candidates = self._manager.candidates(pods)
+        if not candidates:
+            raise NoPodReady(served.name)
+        return candidates
+
+    # -- what is known of them ------------------------------------------------------------------
+
+    async def _tokens(self, plan: _Plan, started: float) -> _Tokens:
+        prompt = plan.parsed.prompt
+        if prompt is None or not plan.strategy.needs_tokens:
+            return _Tokens(None, None)
+        if not self._settings.use_remote_tokenizer:
+            return _Tokens(None, "tokenizer_off")
+        left_s = self._settings.decision_timeout_s - (self._clock() - started)
+        addresses = list(dict.fromkeys(c.pod.address for c in plan.candidates))
+        try:
+            tokens = await self._tokenizer.tokenize(prompt, addresses, left_s)
+        except TokenizerUnavailable as error:
+            return _Tokens(None, error.reason)
+        return _Tokens(tokens.ids, None)
+
+    def _view(self, plan: _Plan, tokens: _Tokens) -> _View:
+        now = self._clock()
+        loads = self._ledger.loads(now)
+        if tokens.ids is None:
+            length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
+            return _View(RouteContext(length, False, plan.candidates, {}, loads))
+        ids = tokens.ids
+        adapter, salt = plan.served.adapter, plan.parsed.cache_salt
+        sources = [candidate.source for candidate in plan.candidates]
+        depths = {
+            source: depth
+            for source, depth in self._index.match(
+                plan.served.model, ids, lora=adapter, cache_salt=salt
+            ).items()
+            if self._manager.usable(source)
+        }
+        block_sizes = {s: self._index.block_size(s) or DEFAULT_BLOCK_SIZE for s in sources}
+        keys = {
+            size: self._index.block_keys(ids, size, lora=adapter, cache_salt=salt)
+            for size in set(block_sizes.values())
+        }
+        reusable: dict[int, int] = {}
+        for source, size in block_sizes.items():
+            depth = self._predictions.depth(source, keys[size], now, start=depths.get(source, 0))
+            if depth:
+                reusable[source] = reusable_tokens(depth, size, len(ids))
+        context = RouteContext(len(ids), True, plan.candidates, reusable, loads)
+        return _View(context, depths, block_sizes, keys)
+
+    # -- what follows from it -------------------------------------------------------------------
+
+    def _commit(
+        self, plan: _Plan, view: _View, decision: Decision, request: RouteRequest
+    ) -> Picked:
+        now = self._clock()
+        chosen = decision.chosen
+        source = chosen.candidate.source
+        size = view.block_sizes.get(source)
+        if size is not None:
+            ttl_s = (
+                self._settings.prediction_ttl_s
+                if self._manager.sends_events(source)
+                else self._settings.prediction_ttl_no_events_s
+            )
+            self._predictions.promise(source, view.keys[size], ttl_s, now)
+        owed = max(0, view.context.prompt_tokens - chosen.reusable_tokens)
+        ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
+        return Picked(
+            decision=decision,
+            model=plan.served.name,
+            prompt_tokens=view.context.prompt_tokens,
+            matched_tokens=chosen.reusable_tokens,
+            ticket=ticket,
+            strategy=decision.strategy,
+        )
+
+    def _expected_s(self, plan: _Plan, request: RouteRequest) -> float | None:
+        """How long the answer should take, where its end will not be seen; else None."""
+        if request.end_seen:
+            return None
+        length = plan.parsed.max_tokens or self._settings.expected_output_tokens
+        return length * self._settings.expected_token_time_s
+
+    def _count(
+        self, plan: _Plan, tokens: _Tokens, view: _View, decision: Decision, started: float
+    ) -> None:
+        metrics, model = self._metrics, plan.served.name
+        if tokens.fallback is not None:
+            metrics.fallbacks.labels(tokens.fallback).inc()
+        if plan.parsed.report_mode:
+            metrics.report_mode.inc()
+        if not self._settings.decision_metrics:
+            return
+        matched, length = decision.chosen.reusable_tokens, view.context.prompt_tokens
+        selection = _selection(decision)
+        metrics.routing_decisions.labels(model, match_bucket(matched, length), self._sync).inc()
+        metrics.routing_selection.labels(model, selection, self._sync, decision.strategy).inc()
+        metrics.routing_latency.labels(model, self._sync).observe(self._clock() - started)
+        if decision.reason == "imbalance":
+            metrics.load_imbalance.labels(model, self._sync).inc()
+        if view.context.tokens_known:
+            metrics.prompt_tokens.labels(model).inc(length)
+            metrics.matched_tokens.labels(model).inc(matched)
+
+    def _explain_one(self, scored: Scored, view: _View) -> dict[str, Any]:
+        candidate = scored.candidate
+        source = candidate.source
+        load: Load = scored.load
+        return {
+            "pod": candidate.pod.key,
+            "address": candidate.pod.address,
+            "rank": candidate.rank,
+            "source": source,
+            "usable": self._manager.usable(source),
+            "depth": view.depths.get(source, 0),
+            "block_size": view.block_sizes.get(source),
+            "reusable_tokens": scored.reusable_tokens,
+            "load": {
+                "requests": load.requests,
+                "prefill_tokens": load.prefill_tokens,
+                "decoding": load.decoding,
+            },
+            "score": scored.score,
+        }
+
+
+def match_bucket(matched_tokens: int, prompt_tokens: int) -> str:
+    """The share of the prompt that is reused, in AIBrix's buckets.
+
+    `100` means every token that an engine can reuse at all is rarely reached: the last token is
+    always computed.
+    """
+    percent = 100 * matched_tokens // prompt_tokens if prompt_tokens else 0
+    if percent <= 0:
+        return "0"
+    for limit, name in ((25, "1-25"), (50, "26-50"), (75, "51-75"), (99, "76-99")):
+        if percent <= limit:
+            return name
+    return "100"
+
+
+def models_listing(registry: Registry) -> bytes:
+    """`/v1/models` in OpenAI's shape, from the names that this server knows."""
+    data = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "aibrix"}
+        for name in registry.model_names()
+    ]
+    return json.dumps({"object": "list", "data": data}).encode()
+
+
+def _is_models_listing(request: RouteRequest) -> bool:
+    return request.method == "GET" and request.path.partition("?")[0] == "/v1/models"
+
+
+def _selection(decision: Decision) -> str:
+    """AIBrix's words for what made the choice, and ours where it has none."""
+    if decision.reason not in ("prefix", "load"):
+        return decision.reason
+    if decision.chosen.reusable_tokens:
+        return "prefix_match"
+    held = any(scored.reusable_tokens for scored in decision.ranking)
+    return "prefix_match_skipped" if held else "least_request_fallback"
