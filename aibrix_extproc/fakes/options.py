@@ -9,7 +9,6 @@ import sys
 import uvloop
 
 from aibrix_extproc.fakes.config import EngineConfig, TimeModel
-from aibrix_extproc.fakes.engine import FakeEngine
 
 _DEFAULTS = EngineConfig()
 
@@ -101,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(config: EngineConfig) -> None:
+    from aibrix_extproc.fakes.engine import FakeEngine  # slow to import for other commands
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
