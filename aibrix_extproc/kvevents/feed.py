@@ -1,0 +1,239 @@
+"""One source's driver: turns messages into inputs of its state machine, and effects into deeds.
+
+Owns what belongs to one source: its `SourceSync`, its part of the index, its metrics, its log
+lines. Knows no socket: those are reached through `Line`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from aibrix_extproc.discovery.pods import Rank
+from aibrix_extproc.index import Applied
+from aibrix_extproc.kvevents.effects import (
+    Apply,
+    AskReplay,
+    CancelReplay,
+    Clear,
+    ClearReason,
+    Effects,
+    Notice,
+    Noticed,
+    Reconnect,
+    SourceState,
+    StateChanged,
+)
+from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
+from aibrix_extproc.kvevents.wire import BadFrame, BadFrames, parse_live
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_REPLAY_RESULTS: Final = (
+    Notice.REPLAY_COMPLETE,
+    Notice.REPLAY_PARTIAL,
+    Notice.REPLAY_FAILED,
+    Notice.NO_REPLAY_PORT,
+)
+_GOOD_STATES: Final = (SourceState.EXACT, SourceState.SYNCING)
+
+
+class EventIndex(Protocol):
+    """What event sync needs of the index."""
+
+    def apply(self, source: int, payload: bytes) -> Applied: ...
+    def clear_source(self, source: int) -> None: ...
+
+
+class Line(Protocol):
+    """The sockets of one source, used by its reader thread alone."""
+
+    def ask(self, ask: int, start: int) -> None: ...
+    def cancel(self, ask: int) -> None: ...
+    def reconnect(self) -> None: ...
+
+
+class Feed:
+    """One source. Its inputs come from one reader thread; `stop` may come from any."""
+
+    def __init__(
+        self,
+        source: int,
+        pod: str,
+        rank: Rank,
+        index: EventIndex,
+        settings: Settings,
+        metrics: Metrics,
+        on_clear: Callable[[int], None],
+    ) -> None:
+        self.source = source
+        self.pod = pod
+        self.rank = rank
+        self.lag_s: float | None = None
+        """Between the engine's time stamp on the last live batch and its arrival here."""
+        self._index = index
+        self._metrics = metrics
+        self._on_clear = on_clear
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._labels = (pod, str(rank.rank))
+        limits = SyncLimits(
+            queue_bytes=settings.kv_queue_bytes,
+            idle_probe_s=settings.kv_idle_probe_s,
+            lost_after_s=settings.kv_lost_after_s,
+        )
+        self.sync = SourceSync(
+            limits, has_replay=rank.replay_endpoint is not None, now=time.monotonic()
+        )
+        self._batches = metrics.batches.labels(*self._labels)
+        self._lag = metrics.source_lag.labels(*self._labels)
+        for state in SourceState:
+            metrics.source_state.labels(*self._labels, state).set(state is self.sync.state)
+
+    # -- inputs, from the reader thread -------------------------------------------------------
+
+    def connected(self, line: Line, now: float) -> None:
+        self._run(line, now, self.sync.connected(now))
+
+    def disconnected(self, line: Line, now: float) -> None:
+        self._run(line, now, self.sync.disconnected(now))
+
+    def tick(self, line: Line, now: float) -> None:
+        self._run(line, now, self.sync.tick(now))
+
+    def live(self, line: Line, frames: Sequence[bytes], now: float) -> None:
+        """One message of the subscription; one that is no batch is counted and dropped."""
+        try:
+            batch = parse_live(frames)
+        except BadFrames as error:
+            self.bad_frames(error.reason)
+            return
+        self._count_batch()
+        self._run(line, now, self.sync.live(batch.sequence, batch.payload, now))
+
+    def replayed(self, line: Line, ask: int, sequence: int, payload: bytes, now: float) -> None:
+        self._count_batch()
+        self._run(line, now, self.sync.replayed(ask, sequence, payload, now))
+
+    def replay_ended(self, line: Line, ask: int, now: float) -> None:
+        self._run(line, now, self.sync.replay_ended(ask, now))
+
+    def replay_failed(self, line: Line, ask: int, *, port_closed: bool, now: float) -> None:
+        self._run(line, now, self.sync.replay_failed(ask, port_closed=port_closed, now=now))
+
+    def failed(self, line: Line, now: float) -> None:
+        """This process failed while it served the source: empty it, and connect anew."""
+        self._run(line, now, self.sync.failed(now))
+
+    def bad_frames(self, reason: BadFrame) -> None:
+        self._metrics.bad_frames.labels(reason).inc()
+
+    def stop(self) -> None:
+        """Nothing is applied or counted for this source after this returns.
+
+        Waits at most for the batch that is being applied.
+        """
+        with self._lock:
+            self._stopped = True
+            for metric in (self._metrics.batches, self._metrics.gaps, self._metrics.restarts):
+                metric.remove(*self._labels)
+            self._metrics.source_lag.remove(*self._labels)
+            for result in _REPLAY_RESULTS:
+                self._metrics.replays.remove(*self._labels, result)
+            for state in SourceState:
+                self._metrics.source_state.remove(*self._labels, state)
+
+    # -- effects ------------------------------------------------------------------------------
+
+    def _run(self, line: Line, now: float, effects: Effects) -> None:
+        """Carry out effects until the state machine wants nothing more."""
+        while effects:
+            result = self._carry_out_all(effects, line)
+            if result is None:
+                return
+            cleared, loss = result
+            effects = self.sync.applied(cleared=cleared, loss=loss, now=now)
+
+    def _carry_out_all(
+        self, effects: Effects, line: Line
+    ) -> tuple[bool, ClearReason | None] | None:
+        """The result of the batch applied at the end; None where there was none.
+
+        The lock is held for one batch at a time, so that `stop` need not wait for a whole queue.
+        """
+        with self._lock:
+            if self._stopped:
+                return None
+            for effect in effects:
+                if isinstance(effect, Apply):
+                    return self._apply(effect)
+                self._carry_out(effect, line)
+        return None
+
+    def _apply(self, effect: Apply) -> tuple[bool, ClearReason | None]:
+        """Give a batch to the index. An error of ours is a loss of this source, and no more."""
+        try:
+            applied = self._index.apply(self.source, effect.payload)
+        except Exception:
+            logger.exception("%s: batch %d could not be applied", self._name, effect.sequence)
+            return False, ClearReason.ERROR
+        if applied.stored:
+            self._metrics.blocks_stored.inc(applied.stored)
+        if applied.removed:
+            self._metrics.blocks_removed.inc(applied.removed)
+        for reason, events in applied.skipped.items():
+            self._metrics.skipped_events.labels(reason).inc(events)
+        if effect.live and applied.timestamp is not None:
+            self.lag_s = max(0.0, time.time() - applied.timestamp)
+            self._lag.set(self.lag_s)
+        if applied.cleared:
+            self._on_clear(self.source)
+        return applied.cleared > 0, ClearReason.LOSSY if applied.lossy else None
+
+    def _carry_out(
+        self,
+        effect: Clear | AskReplay | CancelReplay | Reconnect | Noticed | StateChanged,
+        line: Line,
+    ) -> None:
+        match effect:
+            case Clear(reason):
+                self._index.clear_source(self.source)
+                self._metrics.source_clears.labels(reason).inc()
+                self._on_clear(self.source)
+            case AskReplay(ask, start):
+                line.ask(ask, start)
+            case CancelReplay(ask):
+                line.cancel(ask)
+            case Reconnect():
+                line.reconnect()
+            case Noticed(what):
+                self._count(what)
+            case StateChanged(before, after, why):
+                self._changed(before, after, why)
+
+    def _count_batch(self) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._batches.inc()
+
+    def _count(self, what: Notice) -> None:
+        match what:
+            case Notice.GAP:
+                self._metrics.gaps.labels(*self._labels).inc()
+            case Notice.RESTART:
+                self._metrics.restarts.labels(*self._labels).inc()
+            case _:
+                self._metrics.replays.labels(*self._labels, what).inc()
+
+    def _changed(self, before: SourceState, after: SourceState, why: str) -> None:
+        self._metrics.source_state.labels(*self._labels, before).set(0)
+        self._metrics.source_state.labels(*self._labels, after).set(1)
+        level = logging.INFO if after in _GOOD_STATES else logging.WARNING
+        logger.log(level, "%s: %s → %s (%s)", self._name, before, after, why)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.pod} rank {self.rank.rank}"

@@ -1,0 +1,216 @@
+"""Which sources there are: pods and their ranks in, numbers of the index out.
+
+Owns the numbers, and who is followed. Knows no socket (`subscriber`) and no state machine.
+Used by one thread, that of the registry; `on_clear` is called from others.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aibrix_extproc.discovery.pods import Pod, Rank
+from aibrix_extproc.index import IndexStats
+from aibrix_extproc.kvevents.effects import SourceState
+from aibrix_extproc.kvevents.feed import EventIndex
+from aibrix_extproc.kvevents.subscriber import Subscriber
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.types import Candidate
+from aibrix_extproc.settings import Settings
+
+
+class SourceIndex(EventIndex, Protocol):
+    """What the manager needs of the index."""
+
+    def add_source(
+        self, model: str, lora_id: int | None = None, lora_name: str | None = None
+    ) -> int: ...
+    def remove_source(self, source: int) -> None: ...
+    def stats(self) -> IndexStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """One source, as the debug pages show it."""
+
+    source: int
+    pod: str
+    """`namespace/name`."""
+    rank: int
+    model: str
+    state: SourceState | None
+    """None: it sends no events."""
+    usable: bool
+    """Its depth may be believed."""
+    sequence: int | None
+    """Number of the last batch applied."""
+    lag_s: float | None
+    """Between the engine's time stamp on the last live batch and its arrival."""
+    placements: int
+    pending_bytes: int
+    """Live batches that wait for a replay."""
+    event_endpoint: str | None
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """A pod, and the sources of its ranks."""
+
+    pod: Pod
+    sources: dict[Rank, int] = field(default_factory=dict)
+
+
+class SourceManager:
+    """Gives each (pod, rank) a source number, and has those that send events followed."""
+
+    def __init__(
+        self,
+        index: SourceIndex,
+        settings: Settings,
+        metrics: Metrics,
+        on_clear: Callable[[int], None],
+    ) -> None:
+        """`on_clear(source)`: what is predicted of it is void. Called from any thread."""
+        self._index = index
+        self._settings = settings
+        self._metrics = metrics
+        self._on_clear = on_clear
+        self._pods: dict[str, _Tracked] = {}
+        self._subscriber: Subscriber | None = None
+
+    # -- pods ---------------------------------------------------------------------------------
+
+    def on_pod(self, before: Pod | None, after: Pod | None) -> None:
+        """A pod came, changed or went: the listener of the registry.
+
+        What stays the same cache keeps its number, whether ready or not. Another engine under
+        the same name, other endpoints, or events switched on or off give a new number.
+        """
+        known = after or before
+        if known is None:
+            return
+        tracked = self._pods.get(known.key)
+        if tracked is not None and (after is None or not _same_cache(tracked.pod, after)):
+            self._remove(tracked, list(tracked.sources))
+            del self._pods[known.key]
+            tracked = None
+        if after is None:
+            return
+        if tracked is None:
+            tracked = self._pods[after.key] = _Tracked(after)
+        tracked.pod = after
+        wanted = [self._effective(after, rank) for rank in after.ranks]
+        self._remove(tracked, [rank for rank in tracked.sources if rank not in wanted])
+        for rank in wanted:
+            if rank not in tracked.sources:
+                self._add(tracked, rank)
+
+    def _effective(self, pod: Pod, rank: Rank) -> Rank:
+        """The rank as it is followed: without endpoints where no events are read."""
+        if pod.kv_events and self._settings.kv_event_sync:
+            return rank
+        return Rank(rank.rank)
+
+    def _add(self, tracked: _Tracked, rank: Rank) -> None:
+        pod = tracked.pod
+        adapter = pod.model if pod.lora_id is not None else None
+        source = self._index.add_source(pod.model, lora_id=pod.lora_id, lora_name=adapter)
+        tracked.sources[rank] = source
+        self._follow(pod, rank, source)
+
+    def _remove(self, tracked: _Tracked, ranks: Iterable[Rank]) -> None:
+        """The order matters: nothing may be applied to a number that the index has forgotten."""
+        for rank in ranks:
+            source = tracked.sources.pop(rank)
+            if self._subscriber is not None:
+                self._subscriber.remove(source)
+            self._index.remove_source(source)
+            self._on_clear(source)
+
+    def _follow(self, pod: Pod, rank: Rank, source: int) -> None:
+        if self._subscriber is not None and rank.event_endpoint is not None:
+            self._subscriber.add(source, pod.key, rank)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def start_events(self) -> None:
+        """Follow all sources that send events, those of later pods too. Once is enough."""
+        if self._subscriber is not None or not self._settings.kv_event_sync:
+            return
+        self._subscriber = Subscriber(self._index, self._settings, self._metrics, self._on_clear)
+        for tracked in self._pods.values():
+            for rank, source in tracked.sources.items():
+                self._follow(tracked.pod, rank, source)
+
+    def close(self) -> None:
+        """End event sync; the index keeps what it holds."""
+        if self._subscriber is not None:
+            self._subscriber.close()
+            self._subscriber = None
+
+    # -- questions ----------------------------------------------------------------------------
+
+    def candidates(self, pods: Iterable[Pod]) -> tuple[Candidate, ...]:
+        """Every rank of these pods, each with its number; unknown pods have none."""
+        found = []
+        for pod in pods:
+            tracked = self._pods.get(pod.key)
+            if tracked is not None and tracked.pod.identity == pod.identity:
+                found += [Candidate(s, pod, rank.rank) for rank, s in tracked.sources.items()]
+        return tuple(found)
+
+    def usable(self, source: int) -> bool:
+        """Its depth may be believed: EXACT, PARTIAL, or SYNCING just after those."""
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        return feed is not None and feed.sync.usable
+
+    def sends_events(self, source: int) -> bool:
+        """It is followed now."""
+        return self._subscriber is not None and self._subscriber.feed(source) is not None
+
+    def synced(self) -> bool:
+        """Every source that sends events has got past its first sync, or is LOST."""
+        return all(
+            self._past_first_sync(source)
+            for tracked in self._pods.values()
+            for rank, source in tracked.sources.items()
+            if rank.event_endpoint is not None
+        )
+
+    def _past_first_sync(self, source: int) -> bool:
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        return feed is not None and feed.sync.first_sync_done
+
+    def views(self) -> tuple[SourceView, ...]:
+        """Every source, by pod and rank."""
+        placements = self._index.stats().per_source
+        return tuple(
+            self._view(tracked.pod, rank, source, placements.get(source, 0))
+            for _key, tracked in sorted(self._pods.items())
+            for rank, source in sorted(tracked.sources.items(), key=lambda item: item[0].rank)
+        )
+
+    def _view(self, pod: Pod, rank: Rank, source: int, placements: int) -> SourceView:
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        state = SourceState.CONNECTING if rank.event_endpoint is not None else None
+        return SourceView(
+            source=source,
+            pod=pod.key,
+            rank=rank.rank,
+            model=pod.model,
+            state=feed.sync.state if feed else state,
+            usable=feed is not None and feed.sync.usable,
+            sequence=feed.sync.sequence if feed else None,
+            lag_s=feed.lag_s if feed else None,
+            placements=placements,
+            pending_bytes=feed.sync.pending_bytes if feed else 0,
+            event_endpoint=rank.event_endpoint,
+        )
+
+
+def _same_cache(before: Pod, after: Pod) -> bool:
+    """Whether what was said of the one holds for the other, in the index's terms too."""
+    return (
+        before.identity == after.identity
+        and before.model == after.model
+        and before.lora_id == after.lora_id
+    )

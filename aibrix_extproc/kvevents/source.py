@@ -1,0 +1,505 @@
+"""The state machine of one source: order, gaps, replay, restart. No socket, no clock, no index.
+
+The driver (`feed.py`) reports what happened, with the time in seconds (`now`, monotonic), and
+carries out the effects that come back, in order. An `Apply` is always the last of them: its
+result goes into `applied`, which gives the next effects. So one batch is decided at a time.
+
+| from | on | to | effects |
+|---|---|---|---|
+| CONNECTING, LOST | contact | SYNCING | ask for a replay from 0 |
+| SYNCING | a number that continues what was applied | same | apply |
+| SYNCING | a live number further on | same | it waits, in order |
+| SYNCING | the replay ended, or live batches join what was applied | EXACT, PARTIAL | |
+| SYNCING | more bytes wait than allowed | LOST | clear; ask again after the probe interval |
+| EXACT, PARTIAL | a live number further on (gap) | SYNCING | ask from the last number applied |
+| any | a hole that no replay fills | PARTIAL in the end | clear, go on behind it |
+| any | a live number that goes down (restart) | SYNCING | clear, ask from 0 |
+| any | an answer that contradicts what was applied | SYNCING | clear; ask from 0, or reconnect |
+| any | the driver failed | SYNCING | clear, reconnect |
+| any | contact lost | same | waiting batches and questions are dropped |
+| any | contact again | SYNCING | ask from the last number applied: the same engine? |
+| any | no contact for too long | LOST | clear |
+| EXACT, PARTIAL | AllBlocksCleared, or number 0, applied | EXACT | |
+| EXACT, PARTIAL | a batch that lost something | PARTIAL | clear |
+| EXACT, PARTIAL | silence | same | ask from the last number applied |
+
+Without a replay port: contact leads to PARTIAL (and clears, where something was known), and a
+gap is never filled.
+
+Two rules make it sound:
+
+- **A connection belongs to one engine process.** Within one, live numbers only grow, so whatever
+  grows is the same process. The driver must not give a batch of an old connection after
+  `connected`. A new connection proves nothing: a restarted engine may have passed the old number.
+- **A question begins with the last batch applied, not with the first one missing**, so that the
+  answer proves whose it is: payloads carry the engine's clock, thus no two processes send equal
+  ones. An empty answer means an engine that has not come so far: another process.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aibrix_extproc.kvevents.effects import (
+    Apply,
+    AskReplay,
+    CancelReplay,
+    Clear,
+    ClearReason,
+    Effect,
+    Effects,
+    Notice,
+    Noticed,
+    Reconnect,
+    SourceState,
+    StateChanged,
+)
+
+__all__ = ["SourceState", "SourceSync", "SyncLimits"]
+
+_IN_SYNC = (SourceState.EXACT, SourceState.PARTIAL)
+_OVERFLOWS_BEFORE_GIVING_UP = 2
+"""In a row; then the source goes on without a replay, else it could be LOST for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncLimits:
+    """Bounds of one source; the settings `kv_queue_bytes` and so on have their meaning."""
+
+    queue_bytes: int
+    idle_probe_s: float
+    lost_after_s: float
+
+
+class _Batch(NamedTuple):
+    sequence: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Question:
+    """A replay under way."""
+
+    ask: int
+    start: int
+    known: bytes | None
+    """The batch `start`, as it was applied: an answer without it is another engine's."""
+    live_high: int | None
+    """Highest live number before it was asked: holes below that are holes for good at its end."""
+    heard_live: bool
+    answered: bool = False
+    holes: bool = False
+
+
+class SourceSync:
+    """One source's state. Not thread-safe, except that its properties may be read anywhere."""
+
+    def __init__(self, limits: SyncLimits, *, has_replay: bool, now: float) -> None:
+        self._limits = limits
+        self._has_replay = has_replay
+        self._state = SourceState.CONNECTING
+        self._why = "added"
+        self._usable_through = False
+        self._first_sync_done = False
+        self._out: list[Effect] = []
+        # The connection.
+        self._is_connected = False
+        self._contact_at = now
+        self._heard_at = now
+        self._live_high: int | None = None
+        self._heard_live = False
+        self._no_buffer = False
+        # What is applied: `_expected` is the next number, `_last` the payload before it.
+        self._expected = 0
+        self._last: bytes | None = None
+        self._dirty = False
+        self._complete = False
+        self._applying = False
+        self._unproven = False
+        # What waits.
+        self._queue: deque[_Batch] = deque()
+        self._queue_bytes = 0
+        self._offer: _Batch | None = None
+        self._question: _Question | None = None
+        self._asks = 0
+        self._asked_at = now
+        self._answered_up_to = -1
+        self._take_any = False
+        self._overflows = 0
+        self._resync_at = now
+
+    # -- what others may read -----------------------------------------------------------------
+
+    @property
+    def state(self) -> SourceState:
+        return self._state
+
+    @property
+    def usable(self) -> bool:
+        """Whether its depth may be believed: what is held is right, or was a moment ago.
+
+        SYNCING counts where it follows one of those and nothing was cleared since: what a replay
+        builds up again passes through the engine's past, with blocks long removed.
+        """
+        state = self._state
+        return state in _IN_SYNC or (state is SourceState.SYNCING and self._usable_through)
+
+    @property
+    def first_sync_done(self) -> bool:
+        """It has been EXACT, PARTIAL or LOST once."""
+        return self._first_sync_done
+
+    @property
+    def sequence(self) -> int | None:
+        """The last number applied of this engine process."""
+        return None if self._last is None else self._expected - 1
+
+    @property
+    def pending_bytes(self) -> int:
+        """Payload bytes of live batches that wait for a replay."""
+        return self._queue_bytes
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def connected(self, now: float) -> Effects:
+        """A new connection to the engine stands; its live batches follow."""
+        if not self._is_connected:
+            self._connect(now)
+        return self._pump(now)
+
+    def disconnected(self, now: float) -> Effects:
+        """The connection is gone; none of its batches will follow."""
+        if self._is_connected:
+            self._hang_up(now)
+        return self._flush()
+
+    def tick(self, now: float) -> Effects:
+        """Time has passed; call it a few times a second."""
+        if not self._is_connected:
+            away_s = now - self._contact_at
+            if self._state is not SourceState.LOST and away_s >= self._limits.lost_after_s:
+                if self._state is not SourceState.CONNECTING:
+                    self._clear(ClearReason.LOST)
+                self._forget()
+                self._set_state(SourceState.LOST, f"no contact for {self._limits.lost_after_s:g} s")
+        elif self._state is SourceState.LOST:
+            if now >= self._resync_at:
+                self._resync(now)
+        elif self._state in _IN_SYNC and self._may_ask() and self._question is None:
+            silent_s = now - max(self._heard_at, self._asked_at)
+            if silent_s >= self._limits.idle_probe_s:
+                self._ask(now)
+        return self._pump(now)
+
+    # -- batches ------------------------------------------------------------------------------
+
+    def live(self, sequence: int, payload: bytes, now: float) -> Effects:
+        """A batch from PUB. Data is contact, even where no one said `connected`."""
+        if not self._is_connected:
+            self._connect(now)
+        self._heard_at = now
+        self._heard_live = True
+        high = self._live_high
+        if high is not None and sequence <= high and self._state is not SourceState.LOST:
+            if sequence == self._expected - 1 and payload == self._last:
+                return self._flush()
+            self._restart(f"its numbers went from {high} down to {sequence}")
+            self._drop_waiting()
+            if sequence > 0 and self._may_ask():
+                self._ask(now)
+        elif high is not None and sequence > max(high + 1, self._expected):
+            self._out.append(Noticed(Notice.GAP))
+        self._live_high = sequence
+        if self._state is SourceState.LOST:
+            return self._flush()
+        self._queue.append(_Batch(sequence, payload))
+        self._queue_bytes += len(payload)
+        effects = self._pump(now, arrived=sequence)
+        if self._queue_bytes > self._limits.queue_bytes and not self._applying:
+            return effects + self._overflow(now)
+        return effects
+
+    def replayed(self, ask: int, sequence: int, payload: bytes, now: float) -> Effects:
+        """One answer to a question, in order. Answers to an earlier question are ignored."""
+        question = self._question
+        if question is None or question.ask != ask:
+            return ()
+        question.answered = True
+        known = {question.start: question.known, self._expected - 1: self._last}.get(sequence)
+        if known is not None and payload != known:
+            self._other_engine(f"its batch {sequence} is not the one applied", now)
+            return self._pump(now)
+        if self._unproven:
+            if sequence >= self._expected:
+                self._clear(ClearReason.UNPROVEN)
+                self._forget()
+                question.holes = True
+            self._unproven = False
+        self._offer = _Batch(sequence, payload)
+        return self._pump(now)
+
+    def replay_ended(self, ask: int, now: float) -> Effects:
+        """The engine has sent all that it holds."""
+        question = self._question
+        if question is None or question.ask != ask:
+            return ()
+        self._question = None
+        if not question.answered:
+            if question.known is not None:
+                self._other_engine("it has not come as far as what was applied", now)
+                return self._pump(now)
+            self._nothing_to_replay(question)
+        if question.live_high is not None:
+            self._answered_up_to = question.live_high
+        holes = question.holes or (self._hole() is not None and not self._worth_asking())
+        self._out.append(Noticed(Notice.REPLAY_PARTIAL if holes else Notice.REPLAY_COMPLETE))
+        return self._pump(now)
+
+    def replay_failed(self, ask: int, *, port_closed: bool, now: float) -> Effects:
+        """No answer, or not all of it, after all attempts. `port_closed`: nobody listens there."""
+        question = self._question
+        if question is None or question.ask != ask:
+            return ()
+        self._question = None
+        self._out.append(Noticed(Notice.NO_REPLAY_PORT if port_closed else Notice.REPLAY_FAILED))
+        if self._live_high is not None:
+            self._answered_up_to = self._live_high
+        if self._unproven:
+            self._clear(ClearReason.UNPROVEN)
+            self._forget()
+        if self._state is SourceState.SYNCING:
+            self._why = "the replay port is closed" if port_closed else "the replay failed"
+        return self._pump(now)
+
+    def applied(self, *, cleared: bool, loss: ClearReason | None, now: float) -> Effects:
+        """The result of the last `Apply`: it held AllBlocksCleared; it lost something."""
+        self._applying = False
+        if loss is not None:
+            self._clear(loss)
+            self._why = "a batch could not be read without loss"
+        elif cleared:
+            self._complete = True
+            self._why = "the engine emptied its cache"
+        return self._pump(now)
+
+    def failed(self, now: float) -> Effects:
+        """The driver failed, so what was applied is not known: start over on a new connection."""
+        self._applying = False
+        self._hang_up(now)
+        self._out.append(Reconnect())
+        self._clear(ClearReason.ERROR)
+        self._forget()
+        self._set_state(SourceState.SYNCING, "this process failed to follow it")
+        self._usable_through = False
+        return self._flush()
+
+    # -- moving on ----------------------------------------------------------------------------
+
+    def _pump(self, now: float, arrived: int | None = None) -> Effects:
+        """Do all that can be done now, up to the next batch to apply."""
+        if self._is_connected and self._state is not SourceState.LOST:
+            while not self._applying and not self._unproven:
+                batch = self._next()
+                if batch is not None:
+                    self._take(batch, live=batch.sequence == arrived)
+                elif not self._pass_hole(now):
+                    break
+            if not self._applying and not self._unproven:
+                self._settle()
+        return self._flush()
+
+    def _next(self) -> _Batch | None:
+        """The batch with the expected number, if it is at hand; copies of older ones go."""
+        while self._queue and self._queue[0].sequence < self._expected:
+            self._dequeue()
+        if self._queue and self._queue[0].sequence == self._expected:
+            return self._dequeue()
+        offer = self._offer
+        if offer is not None and offer.sequence <= self._expected:
+            self._offer = None
+            return offer if offer.sequence == self._expected else None
+        return None
+
+    def _take(self, batch: _Batch, *, live: bool) -> None:
+        self._expected = batch.sequence + 1
+        self._last = batch.payload
+        self._dirty = True
+        self._applying = True
+        self._take_any = False
+        if batch.sequence == 0:
+            self._complete = True
+            self._why = "complete from its first batch"
+        self._out.append(Apply(batch.sequence, batch.payload, live))
+
+    def _hole(self) -> int | None:
+        """The first number at hand, where it is not the expected one."""
+        at_hand = [b.sequence for b in (self._offer, *list(self._queue)[:1]) if b is not None]
+        first = min(at_hand, default=self._expected)
+        return first if first > self._expected else None
+
+    def _worth_asking(self) -> bool:
+        """Whether a replay may hold what is missing before the first waiting batch."""
+        asked_since = self._queue[0].sequence <= self._answered_up_to
+        return self._may_ask() and not asked_since and not self._take_any
+
+    def _pass_hole(self, now: float) -> bool:
+        """Skip a hole that stays, or wait for what may fill it. True: skipped, look again."""
+        first = self._hole()
+        if first is None:
+            return False
+        if self._offer is None:
+            if self._question is None and self._worth_asking():
+                self._ask(now)
+            if self._question is not None:
+                self._set_state(SourceState.SYNCING, f"batch {self._expected} is missing")
+                return False
+        if self._question is not None:
+            self._question.holes = True
+        self._why = f"batch {self._expected} could not be had"
+        if self._dirty:
+            self._clear(ClearReason.GAP)
+        self._complete = False
+        self._expected = first
+        return True
+
+    def _settle(self) -> None:
+        """Leave SYNCING where nothing is missing any more; tell EXACT from PARTIAL."""
+        if self._state is SourceState.SYNCING:
+            joined = self._live_high is not None and self._live_high < self._expected
+            if self._queue or (self._question is not None and not joined):
+                return
+            self._overflows = 0
+        self._set_state(SourceState.EXACT if self._complete else SourceState.PARTIAL, self._why)
+
+    # -- what happens to the engine -----------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        self._is_connected = True
+        self._contact_at = self._heard_at = now
+        self._no_buffer = False
+        self._resync(now)
+
+    def _resync(self, now: float) -> None:
+        """Begin to follow this connection."""
+        self._answered_up_to = -1
+        if not self._has_replay:
+            if self._last is not None:
+                self._clear(ClearReason.UNPROVEN)
+                self._forget()
+            self._out.append(Noticed(Notice.NO_REPLAY_PORT))
+            self._set_state(SourceState.PARTIAL, "it has no replay port")
+            return
+        if self._overflows >= _OVERFLOWS_BEFORE_GIVING_UP:
+            self._overflows = 0
+            self._take_any = True
+            self._set_state(SourceState.PARTIAL, "no replay, since it overflowed the queue")
+            return
+        self._unproven = self._last is not None
+        self._set_state(SourceState.SYNCING, "connected")
+        self._ask(now)
+
+    def _hang_up(self, now: float) -> None:
+        self._is_connected = False
+        self._contact_at = now
+        self._live_high = None
+        self._heard_live = False
+        self._unproven = False
+        self._drop_waiting()
+
+    def _restart(self, why: str) -> None:
+        """Another engine process: nothing of the one before is left."""
+        self._out.append(Noticed(Notice.RESTART))
+        self._clear(ClearReason.RESTART)
+        self._forget()
+        self._answered_up_to = -1
+        self._set_state(SourceState.SYNCING, why)
+        self._usable_through = False
+
+    def _other_engine(self, why: str, now: float) -> None:
+        """The replay port's engine is not the one whose batches were applied."""
+        same_connection = not self._unproven
+        self._restart(why)
+        if same_connection:
+            # The subscription may still hang on the engine before: its batches must not be mixed
+            # with those of this one.
+            self._hang_up(now)
+            self._out.append(Reconnect())
+        else:
+            self._ask(now)
+
+    def _nothing_to_replay(self, question: _Question) -> None:
+        """An empty answer to a question from 0."""
+        if question.heard_live:
+            # It publishes and holds nothing (buffer_steps: 0): asking is useless.
+            self._no_buffer = True
+        elif self._expected == 0:
+            self._complete = True
+            self._why = "it has published nothing yet"
+
+    def _overflow(self, now: float) -> Effects:
+        waiting = self._queue_bytes
+        self._drop_waiting()
+        self._clear(ClearReason.OVERFLOW)
+        self._forget()
+        self._overflows += 1
+        self._resync_at = now + self._limits.idle_probe_s
+        self._set_state(SourceState.LOST, f"{waiting} bytes of batches waited for a replay")
+        return self._flush()
+
+    # -- small parts --------------------------------------------------------------------------
+
+    def _may_ask(self) -> bool:
+        return self._has_replay and not self._no_buffer
+
+    def _ask(self, now: float) -> None:
+        self._cancel()
+        self._asks += 1
+        self._asked_at = now
+        start = 0 if self._last is None else self._expected - 1
+        self._question = _Question(self._asks, start, self._last, self._live_high, self._heard_live)
+        self._out.append(AskReplay(self._asks, start))
+
+    def _cancel(self) -> None:
+        if self._question is not None:
+            self._out.append(CancelReplay(self._question.ask))
+            self._question = None
+        self._offer = None
+
+    def _drop_waiting(self) -> None:
+        self._cancel()
+        self._queue.clear()
+        self._queue_bytes = 0
+
+    def _dequeue(self) -> _Batch:
+        batch = self._queue.popleft()
+        self._queue_bytes -= len(batch.payload)
+        return batch
+
+    def _clear(self, reason: ClearReason) -> None:
+        self._out.append(Clear(reason))
+        self._dirty = False
+        self._complete = False
+        self._usable_through = False
+
+    def _forget(self) -> None:
+        """Nothing is known of the engine's numbers; the next question begins at 0."""
+        self._expected = 0
+        self._last = None
+        self._unproven = False
+        self._complete = False
+
+    def _set_state(self, state: SourceState, why: str) -> None:
+        before = self._state
+        if state is before:
+            return
+        if state is SourceState.SYNCING:
+            self._usable_through = before in _IN_SYNC
+        else:
+            self._first_sync_done = True
+        self._state = state
+        self._out.append(StateChanged(before, state, why))
+
+    def _flush(self) -> Effects:
+        effects = tuple(self._out)
+        self._out.clear()
+        return effects

@@ -1,0 +1,226 @@
+"""The state machine against a model of an engine, its connections and its replay port.
+
+Whatever happens: what is held is an unbroken run of one process's batches, so every removal after
+a store that is held was applied too; and EXACT means that the run began at 0, or holds a clear.
+"""
+
+from collections import deque
+from itertools import pairwise
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aibrix_extproc.kvevents.effects import SourceState
+from aibrix_extproc.kvevents.source import SyncLimits
+from tests.unit.kvevents.engine_model import Driver, batch, numbers
+
+KINDS = st.sampled_from(["blocks"] * 6 + ["clear", "unreadable"])
+
+
+class EngineModel(RuleBasedStateMachine):
+    """An engine that publishes, burns, restarts; a network that loses, delays, breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = SyncLimits(queue_bytes=150, idle_probe_s=10.0, lost_after_s=60.0)
+        self.driver = Driver(limits=limits)
+        self.process = 1
+        self.next_number = 0
+        self.buffer: deque[bytes] = deque(maxlen=6)
+        self.attached: int | None = None
+        """The process at the other end of the subscription."""
+        self.wire: deque[bytes] = deque()
+        """Published to us and not yet read."""
+        self.breaking = False
+        """The subscription is broken, which shows once the wire is read empty."""
+        self.replies: deque[bytes] | None = None
+        self.served_ask = 0
+        self.reconnects = 0
+
+    # -- the engine ---------------------------------------------------------------------------
+
+    @rule(kind=KINDS, lost=st.sampled_from([False] * 3 + [True]))
+    def publish(self, kind: str, lost: bool) -> None:
+        payload = batch(self.next_number, self.process, kind)
+        self.next_number += 1
+        self.buffer.append(payload)
+        if self.attached == self.process and not self.breaking and not lost:
+            self.wire.append(payload)
+
+    @rule()
+    def burn_a_number(self) -> None:
+        self.next_number += 1
+
+    @rule(ahead=st.booleans())
+    def restart(self, ahead: bool) -> None:
+        """`ahead`: it passes the number of the process before at once, unseen."""
+        old_next = self.next_number
+        self.process += 1
+        self.next_number = 0
+        self.buffer.clear()
+        self.breaking = True
+        if ahead:
+            for _ in range(old_next):
+                self.publish("blocks", lost=True)
+
+    # -- the subscription ---------------------------------------------------------------------
+
+    @precondition(lambda self: self.wire)
+    @rule(count=st.integers(1, 4))
+    def read(self, count: int) -> None:
+        for _ in range(min(count, len(self.wire))):
+            payload = self.wire.popleft()
+            number = numbers([payload])[0]
+            self.driver._run(self.driver.sync.live(number, payload, self.driver.now))
+            self._follow()
+            if self.attached is None:
+                return
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def lose_what_is_on_the_wire(self) -> None:
+        self.wire.clear()
+
+    @precondition(lambda self: self.attached is not None)
+    @rule()
+    def break_connection(self) -> None:
+        self.breaking = True
+
+    @precondition(lambda self: self.breaking and not self.wire)
+    @rule()
+    def notice_the_break(self) -> None:
+        if self.attached is not None:
+            self.attached = None
+            self.driver.disconnected()
+            self._follow()
+        self.breaking = False
+
+    @precondition(lambda self: self.attached is None and not self.breaking)
+    @rule()
+    def connect(self) -> None:
+        self.attached = self.process
+        self.driver.connected()
+        self._follow()
+
+    # -- the replay port ----------------------------------------------------------------------
+
+    def _may_serve(self) -> bool:
+        question = self.driver.question
+        if question is None or question.ask == self.served_ask:
+            return False
+        if self.attached == self.process:
+            return True
+        # Answered by a process that the subscription has not met: found out wherever there is a
+        # batch to know the old one by. (Two restarts within one question are left out.)
+        first = numbers(list(self._held_from(question.start))[:1])
+        known = self.driver.sync.sequence is not None and not self.driver.sync._unproven
+        return known and first in ([], [question.start])
+
+    def _held_from(self, start: int) -> deque[bytes]:
+        return deque(p for p in self.buffer if numbers([p])[0] >= start)
+
+    @precondition(lambda self: self._may_serve())
+    @rule()
+    def serve(self) -> None:
+        question = self.driver.question
+        assert question is not None
+        self.served_ask = question.ask
+        self.replies = self._held_from(question.start)
+
+    def _under_way(self) -> bool:
+        question = self.driver.question
+        return self.replies is not None and (question and question.ask) == self.served_ask
+
+    @precondition(lambda self: self._under_way())
+    @rule(count=st.integers(1, 6))
+    def read_replies(self, count: int) -> None:
+        assert self.replies is not None
+        for _ in range(min(count, len(self.replies))):
+            self.driver.answer(self.served_ask, self.replies.popleft())
+            self._follow()
+            if not self._under_way():
+                return
+
+    @precondition(lambda self: self._under_way() and not self.replies)
+    @rule()
+    def end_of_replies(self) -> None:
+        self.driver.replay_ended()
+        self._follow()
+
+    @precondition(lambda self: self.driver.question is not None)
+    @rule(port_closed=st.booleans())
+    def fail_replay(self, port_closed: bool) -> None:
+        self.driver.replay_failed(port_closed=port_closed)
+        self._follow()
+
+    @rule(seconds=st.sampled_from([1.0, 11.0, 70.0]))
+    def wait(self, seconds: float) -> None:
+        self.driver.after(seconds)
+        self._follow()
+
+    @rule()
+    def fail_ourselves(self) -> None:
+        self.driver.failed()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Carry out a reconnection, and take a finished question for none."""
+        if self.driver.reconnects != self.reconnects:
+            self.reconnects = self.driver.reconnects
+            self.attached = None
+            self.breaking = False
+            self.wire.clear()
+
+    # -- what must hold -----------------------------------------------------------------------
+
+    @invariant()
+    def what_is_held_is_an_unbroken_run_of_one_process(self) -> None:
+        held = self.driver.held
+        assert len({payload.split(b"/")[0] for payload in held}) <= 1
+        assert all(b == a + 1 for a, b in pairwise(numbers(held)))
+        assert not any(payload.endswith(b"unreadable") for payload in held)
+
+    @invariant()
+    def exact_means_since_the_start_or_since_a_clear(self) -> None:
+        held = self.driver.held
+        if self.driver.state is SourceState.EXACT and held:
+            assert numbers(held)[0] == 0 or any(p.endswith(b"clear") for p in held)
+
+    @invariant()
+    def nothing_is_believed_after_a_clear_until_it_is_in_sync_again(self) -> None:
+        if self.driver.state in (SourceState.LOST, SourceState.CONNECTING):
+            assert not self.driver.held
+            assert not self.driver.sync.usable
+
+    def teardown(self) -> None:
+        """Once everything works again, the source gets to where its engine is, by itself."""
+        for _ in range(60):
+            if self.attached != self.process:
+                self.breaking = True
+            while self.wire:
+                self.read(4)
+            if self.breaking:
+                self.notice_the_break()
+            if self.attached is None:
+                self.connect()
+            if self._may_serve():
+                self.serve()
+            while self._under_way() and self.replies:
+                self.read_replies(6)
+            if self._under_way():
+                self.end_of_replies()
+            elif self.driver.question is not None and not self._may_serve():
+                self.fail_replay(port_closed=False)
+            self.wait(1.0)
+        assert self.driver.state in (SourceState.EXACT, SourceState.PARTIAL)
+        last = numbers(list(self.buffer))[-1:] or [None]
+        assert self.driver.sync.sequence == last[0]
+        self.what_is_held_is_an_unbroken_run_of_one_process()
+        self.exact_means_since_the_start_or_since_a_clear()
+
+
+EngineModel.TestCase.settings = settings(
+    max_examples=250, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestAgainstAnEngine = EngineModel.TestCase
