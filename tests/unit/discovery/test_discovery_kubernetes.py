@@ -263,6 +263,23 @@ async def test_a_watch_that_falls_silent_is_taken_for_dead_and_goes_on(kube: Fak
     assert len(kube.lists) == 1
 
 
+async def test_a_watch_that_stayed_open_ends_the_back_off_though_it_brought_no_event(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aibrix_extproc.discovery.kube_watch._RESUME_S", 0.0)
+    kube.list_status = 503
+    async with watching(kube) as watcher:
+        await until(lambda: watcher.errors("kubernetes_status") >= 4)
+        kube.list_status = None
+        await until(lambda: kube.open_watches)
+        watch = watcher.pods._watch
+        assert watch is not None
+        assert watch._failures >= 4
+        kube.drop_watches()
+        await until(lambda: watcher.errors("kubernetes_connection") == 1)
+        await until(lambda: watch._failures == 1)
+
+
 @pytest.mark.parametrize("as_event", [False, True], ids=["by status", "by an ERROR event"])
 async def test_a_version_that_is_gone_brings_a_new_listing_and_removals(
     kube: FakeKube, as_event: bool
