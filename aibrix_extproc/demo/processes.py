@@ -171,14 +171,15 @@ class Process:
 class Processes:
     """All children of one run, and the folder of their logs.
 
-    A context manager: on the way out every child is killed; the folder goes too, except where
-    an exception passes through (its path is then noted on the exception).
+    A context manager: on the way out every child is killed. The folder goes too, except where
+    an error passes through (its path is then noted on it) or `keep_logs` was called.
     Spawn only from a thread that lives as long as the children: the kernel binds them to it.
     """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="aibrix-extproc-"))
         self._children: list[Process] = []
+        self._keep = False
 
     def spawn(
         self, name: str, command: Sequence[str | Path], environment: Mapping[str, str] | None = None
@@ -200,6 +201,11 @@ class Processes:
         self._children.append(process)
         return process
 
+    def keep_logs(self) -> Path:
+        """Leave the folder where it is; its path."""
+        self._keep = True
+        return self.folder
+
     def close(self) -> None:
         """End every child at once, the last started first."""
         for child in reversed(self._children):
@@ -218,8 +224,8 @@ class Processes:
     ) -> None:
         self.close()
         if isinstance(error, Exception):
-            error.add_note(f"the logs of all processes are kept in {self.folder}")
-        else:
+            error.add_note(f"the logs of all processes are kept in {self.keep_logs()}")
+        if not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Starts the parts of a gateway on free loopback ports: Envoy, the processor, fake engines.
+"""Starts the parts of a gateway on free loopback ports: fake engines, the processor, Envoy.
 
 Owns how each is started and when it counts as ready. The demo and the end-to-end tests use the
 same functions. Knows no workload. What it starts belongs to the `Processes` that it is given.
@@ -31,6 +31,33 @@ class Envoy:
     url: str
     admin_url: str
     access_log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A running fake engine of one rank."""
+
+    process: Process
+    name: str
+    model: str
+    address: str
+    """`ip:port` of its API."""
+    event_port: int
+    replay_port: int
+
+    @property
+    def url(self) -> str:
+        """The root of its API."""
+        return f"http://{self.address}"
+
+    def endpoint(self) -> dict[str, Any]:
+        """Its entry in an endpoints file."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "address": self.address,
+            "kv_events": {"port": self.event_port, "replay_port": self.replay_port},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,21 @@ async def start_envoy(
     await process.ready(session, f"{admin_url}/ready", _READY_TIMEOUT_S)
     url = f"http://{await _listener(process, session, admin_url)}"
     return Envoy(process, url, admin_url, process.out_path)
+
+
+async def start_engine(processes: Processes, name: str, options: Sequence[str] = ()) -> Engine:
+    """Run `aibrix-extproc fake-vllm` with these options on free ports. Raises ProcessFailed."""
+    ports = ("--port", "0", "--kv-events-port", "0", "--kv-replay-port", "0")
+    process = processes.spawn(name, [*_CLI, "fake-vllm", "--name", name, *ports, *options])
+    ready = await process.first_line(_READY_TIMEOUT_S)
+    return Engine(
+        process=process,
+        name=name,
+        model=ready["model"],
+        address=ready["address"],
+        event_port=ready["event_ports"][0],
+        replay_port=ready["replay_ports"][0],
+    )
 
 
 async def start_server(

@@ -14,7 +14,7 @@ import msgspec
 
 from aibrix_extproc.loadtest.sse import EventStream
 
-_SILENCE_LIMIT_S: Final = 120.0
+SILENCE_LIMIT_S: Final = 120.0
 """Between two pieces of an answer; above it the request counts as failed."""
 
 
@@ -38,8 +38,13 @@ class ChatClient:
     """Sends chats to one gateway. `url` is its root, without `/v1`."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str] | None = None
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
+        self._silence_limit_s = silence_limit_s
         self._session = session
         self._url = url.rstrip("/")
         self._headers = dict(headers or {})
@@ -69,7 +74,7 @@ class ChatClient:
         try:
             await self._read(body, outcome, start)
         except TimeoutError:
-            outcome.error = f"silent for {_SILENCE_LIMIT_S:g} s"
+            outcome.error = f"silent for {self._silence_limit_s:g} s"
         except (aiohttp.ClientError, OSError) as error:
             outcome.error = type(error).__name__
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError, IndexError):
@@ -82,7 +87,7 @@ class ChatClient:
             f"{self._url}/v1/chat/completions",
             json=body,
             headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_LIMIT_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=self._silence_limit_s),
         ) as reply:
             if reply.status != 200:
                 outcome.error = f"HTTP {reply.status}"
