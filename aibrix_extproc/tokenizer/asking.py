@@ -16,6 +16,7 @@ from aibrix_extproc.extproc.openai import Prompt
 from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.breaker import BreakerState
 from aibrix_extproc.tokenizer.client import CallFailed, Client, Reply
 from aibrix_extproc.tokenizer.endpoints import Endpoint, Endpoints
 from aibrix_extproc.tokenizer.request import (
@@ -198,10 +199,12 @@ class Asker:
 
     def _answered(self, endpoint: Endpoint) -> None:
         """It works. Said in the log only after a while, lest one that wavers fill it."""
+        was_left_alone = endpoint.breaker.state is not BreakerState.CLOSED
         endpoint.breaker.succeed()
+        if was_left_alone:
+            self._gauge()
         if time.monotonic() - endpoint.last_failure >= self._recovery_s:
             self._states.changed(_name(endpoint), "ok")
-        self._gauge()
 
     def _model_unknown(self, endpoint: Endpoint, model: str) -> None:
         self._count(Reason.MODEL_UNKNOWN)

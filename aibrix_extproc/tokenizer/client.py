@@ -97,9 +97,6 @@ class Client:
 
 
 async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    announced = response.content_length or 0
-    if announced > limit_bytes:
-        raise CallFailed(Reason.TOO_LARGE, f"{announced} bytes, the limit is {limit_bytes}")
     chunks = []
     size = 0
     async for chunk in response.content.iter_any():

@@ -17,26 +17,9 @@ from aibrix_extproc.tokenizer.request import (
     tokenize_body,
     truncated,
 )
-from tests.support import data_path
 
 HELLO = [{"role": "user", "content": "hello there"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-
-RECORDED = [json.loads(line) for line in data_path("tokenizer/recorded.jsonl").open()]
-PAIRS = [row for row in RECORDED if "tokenize_request" in row]
-
-READ_BY_TOKENIZE: dict[str, Any] = {
-    "model": None,
-    "prompt": None,
-    "messages": None,
-    "add_generation_prompt": True,
-    "continue_final_message": False,
-    "add_special_tokens": None,
-    "chat_template": None,
-    "chat_template_kwargs": None,
-    "tools": None,
-}
-"""The fields that vLLM's /tokenize reads, with their defaults; it ignores all others."""
 
 
 def prompt(path: str, body: bytes) -> Prompt:
@@ -57,39 +40,6 @@ def completion(**fields: Any) -> Prompt:
 
 def sent(of: Prompt, exclude_tools: bool = False) -> Any:
     return json.loads(tokenize_body(of, exclude_tools=exclude_tools))
-
-
-def as_tokenize_reads_it(body: dict[str, Any]) -> dict[str, Any]:
-    defaults = READ_BY_TOKENIZE | {"add_special_tokens": "prompt" in body}
-    return {name: body.get(name, default) for name, default in defaults.items()}
-
-
-class TestRecorded:
-    @pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["step"])
-    def test_what_would_be_sent_reads_as_what_gave_the_engines_ids(
-        self, row: dict[str, Any]
-    ) -> None:
-        of = prompt(row["path"], json.dumps(row["body"]).encode())
-        assert as_tokenize_reads_it(sent(of)) == as_tokenize_reads_it(row["tokenize_request"])
-
-    @pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["step"])
-    def test_the_recorded_reply_gives_the_recorded_ids(self, row: dict[str, Any]) -> None:
-        of = prompt(row["path"], json.dumps(row["body"]).encode())
-        ids = read_tokenized(json.dumps(row["reply"]).encode(), of)
-        assert ids == array("I", row["reply"]["tokens"])
-
-    @pytest.mark.parametrize(
-        ("rendered", "tokenized"),
-        [("12_render_chat", "07_chat"), ("12_render_completion", "02_long")],
-    )
-    def test_render_and_tokenize_agree_on_the_same_body(
-        self, rendered: str, tokenized: str
-    ) -> None:
-        rows = {row["step"]: row for row in RECORDED}
-        of = prompt(rows[tokenized]["path"], json.dumps(rows[rendered]["body"]).encode())
-        assert render_path(of) == rows[rendered]["path"]
-        ids = read_rendered(json.dumps(rows[rendered]["reply"]).encode(), of)
-        assert ids == array("I", rows[tokenized]["reply"]["tokens"])
 
 
 class TestChat:
