@@ -1,4 +1,4 @@
-"""Recorded requests of a real vLLM through the tokenizer's client: the engine's own ids come out."""
+"""Recorded requests of a real vLLM through the client: the engine's own ids come out."""
 
 import json
 from array import array
