@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from aibrix_extproc.errors import SettingsError
 
 if TYPE_CHECKING:
+    from aibrix_extproc.loadtest.client import ChatClient
     from aibrix_extproc.loadtest.summary import Summary
+
+_START_LIMIT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +60,7 @@ async def _run(args: argparse.Namespace) -> int:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         client = ChatClient(session, args.url, _headers(args.header))
         try:
-            model = args.model or await client.first_model()
+            model = args.model or await _first_model(client)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             print(f"aibrix-extproc: {args.url}/v1/models: {error}", file=sys.stderr)
             return 1
@@ -69,6 +72,20 @@ async def _run(args: argparse.Namespace) -> int:
     if args.json:
         _write(args.json, summary, model, args)
     return 1 if summary.errors else 0
+
+
+async def _first_model(client: "ChatClient") -> str:
+    """What the gateway lists; one that is just starting gets a little time."""
+    import aiohttp
+
+    deadline = time.monotonic() + _START_LIMIT_S
+    while True:
+        try:
+            return await client.first_model()
+        except (aiohttp.ClientError, OSError, ValueError):
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def _write(path: Path, summary: "Summary", model: str, args: argparse.Namespace) -> None:
