@@ -23,7 +23,7 @@ class EngineModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        limits = SyncLimits(queue_bytes=150, idle_probe_s=10.0, lost_after_s=60.0)
+        limits = SyncLimits(queue_bytes=70, idle_probe_s=10.0, lost_after_s=60.0)
         self.driver = Driver(limits=limits)
         self.process = 1
         self.next_number = 0
@@ -40,29 +40,36 @@ class EngineModel(RuleBasedStateMachine):
 
     # -- the engine ---------------------------------------------------------------------------
 
-    @rule(kind=KINDS, lost=st.sampled_from([False] * 3 + [True]))
-    def publish(self, kind: str, lost: bool) -> None:
+    @rule(kind=KINDS, fate=st.sampled_from(["waits", "waits", "is read", "is read", "is lost"]))
+    def publish(self, kind: str, fate: str) -> None:
         payload = batch(self.next_number, self.process, kind)
         self.next_number += 1
         self.buffer.append(payload)
-        if self.attached == self.process and not self.breaking and not lost:
+        if self.attached == self.process and not self.breaking and fate != "is lost":
             self.wire.append(payload)
+            if fate == "is read":
+                self.read(len(self.wire))
 
     @rule()
     def burn_a_number(self) -> None:
         self.next_number += 1
 
-    @rule(ahead=st.booleans())
-    def restart(self, ahead: bool) -> None:
-        """`ahead`: it passes the number of the process before at once, unseen."""
+    @rule(published=st.sampled_from(["nothing", "as much as before"]), seen=st.booleans())
+    def restart(self, published: str, seen: bool) -> None:
+        """`seen`: we were in sync with the process before, and met the new one at once."""
+        if seen:
+            self.get_in_sync(live_first=True)
         old_next = self.next_number
         self.process += 1
         self.next_number = 0
         self.buffer.clear()
-        self.breaking = True
-        if ahead:
+        self.breaking = self.attached is not None
+        if published == "as much as before":
             for _ in range(old_next):
-                self.publish("blocks", lost=True)
+                self.publish("blocks", "is lost")
+        if seen:
+            self.read_all_and_connect_anew()
+            self.publish("blocks", "is read")
 
     # -- the subscription ---------------------------------------------------------------------
 
@@ -95,6 +102,15 @@ class EngineModel(RuleBasedStateMachine):
             self.driver.disconnected()
             self._follow()
         self.breaking = False
+
+    @rule()
+    def read_all_and_connect_anew(self) -> None:
+        """A short break, or the end of one: whoever is there now takes up the subscription."""
+        while self.wire:
+            self.read(4)
+        self.breaking = self.attached is not None
+        self.notice_the_break()
+        self.connect()
 
     @precondition(lambda self: self.attached is None and not self.breaking)
     @rule()
@@ -148,6 +164,20 @@ class EngineModel(RuleBasedStateMachine):
         self.driver.replay_ended()
         self._follow()
 
+    @rule(live_first=st.booleans())
+    def get_in_sync(self, live_first: bool) -> None:
+        """Much of what matters begins with a source that is in sync."""
+        while live_first and self.wire:
+            self.read(4)
+        if self._may_serve():
+            self.serve()
+        while self._under_way() and self.replies:
+            self.read_replies(6)
+        if self._under_way():
+            self.end_of_replies()
+        while self.wire:
+            self.read(4)
+
     @precondition(lambda self: self.driver.question is not None)
     @rule(port_closed=st.booleans())
     def fail_replay(self, port_closed: bool) -> None:
@@ -197,20 +227,9 @@ class EngineModel(RuleBasedStateMachine):
         """Once everything works again, the source gets to where its engine is, by itself."""
         for _ in range(60):
             if self.attached != self.process:
-                self.breaking = True
-            while self.wire:
-                self.read(4)
-            if self.breaking:
-                self.notice_the_break()
-            if self.attached is None:
-                self.connect()
-            if self._may_serve():
-                self.serve()
-            while self._under_way() and self.replies:
-                self.read_replies(6)
-            if self._under_way():
-                self.end_of_replies()
-            elif self.driver.question is not None and not self._may_serve():
+                self.read_all_and_connect_anew()
+            self.get_in_sync(live_first=True)
+            if self.driver.question is not None and not self._may_serve():
                 self.fail_replay(port_closed=False)
             self.wait(1.0)
         assert self.driver.state in (SourceState.EXACT, SourceState.PARTIAL)
@@ -221,6 +240,6 @@ class EngineModel(RuleBasedStateMachine):
 
 
 EngineModel.TestCase.settings = settings(
-    max_examples=250, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=400, stateful_step_count=50, deadline=None, derandomize=True
 )
 TestAgainstAnEngine = EngineModel.TestCase
