@@ -51,8 +51,13 @@ class StateLog:
         self._states: dict[Hashable, Hashable] = {}
         self._lock = threading.Lock()
 
-    def changed(self, thing: str, state: Hashable, why: str = "") -> bool:
-        """Log the change; True where there was one. A thing never seen is taken to be good."""
+    def changed(
+        self, thing: str, state: Hashable, why: str = "", level: int = logging.WARNING
+    ) -> bool:
+        """Log the change; True where there was one. A thing never seen is taken to be good.
+
+        `level` is that of a state which is not good: INFO for what is known to be usual.
+        """
         with self._lock:
             before = self._states.get(thing, self._good)
             if state == self._good:
@@ -61,8 +66,14 @@ class StateLog:
                 self._states[thing] = state
         if state == before:
             return False
-        level = logging.INFO if state == self._good else logging.WARNING
-        self._logger.log(level, "%s: %s → %s%s", thing, before, state, f" ({why})" if why else "")
+        self._logger.log(
+            logging.INFO if state == self._good else level,
+            "%s: %s → %s%s",
+            thing,
+            before,
+            state,
+            f" ({why})" if why else "",
+        )
         return True
 
     def forget(self, thing: str) -> None:

@@ -218,7 +218,9 @@ class Asker:
     def _no_render(self, endpoint: Endpoint, path: str, why: str) -> None:
         self._count(Reason.NO_RENDER)
         endpoint.forget_render(path, time.monotonic())
-        self._states.changed(_name(endpoint) + path, "not offered", f"{why}; /tokenize is asked")
+        self._states.changed(
+            _name(endpoint) + path, "not offered", f"{why}; /tokenize is asked", logging.INFO
+        )
 
     def _forgotten(self, endpoint: Endpoint) -> None:
         self._states.forget(_name(endpoint))
