@@ -52,7 +52,9 @@ class App:
         )
         self.predictions = Predictions(settings.prediction_max_blocks)
         self.ledger = Ledger(settings.reservation_limit_s)
-        self.manager = SourceManager(self.index, settings, self.metrics, self.predictions.drop)
+        self.manager = SourceManager(
+            self.index, settings, self.metrics, self.predictions.drop, self.ledger.forget
+        )
         self.tokenizer = TokenizerPool(settings, self.metrics)
         self.decider = self._decider()
         self.health = Health()

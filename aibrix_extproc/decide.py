@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
+from aibrix_extproc.discovery.models_page import models_page
 from aibrix_extproc.discovery.pods import ServedModel
 from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.errors import (
@@ -111,7 +112,8 @@ class Decider:
         """
         started = self._clock()
         if _is_models_listing(request) and self._registry.listed:
-            return Answered(200, models_listing(self._registry), "application/json")
+            page = json.dumps(models_page(self._registry.model_names()))
+            return Answered(200, page.encode(), "application/json")
         plan = self._plan(request)
         if isinstance(plan, Passed):
             return plan
@@ -351,15 +353,6 @@ def match_bucket(matched_tokens: int, prompt_tokens: int) -> str:
         if percent <= limit:
             return name
     return "100"
-
-
-def models_listing(registry: Registry) -> bytes:
-    """`/v1/models` in OpenAI's shape, from the names that this server knows."""
-    data = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "aibrix"}
-        for name in registry.model_names()
-    ]
-    return json.dumps({"object": "list", "data": data}).encode()
 
 
 def _is_models_listing(request: RouteRequest) -> bool:

@@ -18,12 +18,6 @@ def readiness_page(conditions: Mapping[str, bool]) -> tuple[int, dict[str, Any]]
     return (503 if missing else 200), page
 
 
-def models_page(names: Iterable[str]) -> dict[str, Any]:
-    """`/v1/models` in OpenAI's shape. When a model was made is not known, hence 0."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "aibrix"} for name in names]
-    return {"object": "list", "data": data}
-
-
 def sources_page(views: Iterable[SourceView]) -> list[dict[str, Any]]:
     """`/debug/sources`: one object for each source, with the fields of `SourceView`."""
     return [asdict(view) for view in views]

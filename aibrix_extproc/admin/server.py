@@ -14,8 +14,9 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
-from aibrix_extproc.admin.pages import error_page, models_page, readiness_page, sources_page
+from aibrix_extproc.admin.pages import error_page, readiness_page, sources_page
 from aibrix_extproc.admin.scrape import CONTENT_TYPE, HasStats, Scrape
+from aibrix_extproc.discovery.models_page import models_page
 from aibrix_extproc.errors import BodyTooLarge, RequestError, SettingsError
 from aibrix_extproc.extproc.decides import RouteRequest
 from aibrix_extproc.extproc.replies import error_body

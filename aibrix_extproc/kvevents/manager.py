@@ -68,12 +68,18 @@ class SourceManager:
         settings: Settings,
         metrics: Metrics,
         on_clear: Callable[[int], None],
+        on_remove: Callable[[int], None] = lambda source: None,
     ) -> None:
-        """`on_clear(source)`: what is predicted of it is void. Called from any thread."""
+        """`on_clear(source)`: what is predicted of it is void. Called from any thread.
+
+        `on_remove(source)`: it is gone for good. Called on the registry's thread, after
+        `on_clear`.
+        """
         self._index = index
         self._settings = settings
         self._metrics = metrics
         self._on_clear = on_clear
+        self._on_remove = on_remove
         self._pods: dict[str, _Tracked] = {}
         self._subscriber: Subscriber | None = None
 
@@ -125,6 +131,7 @@ class SourceManager:
                 self._subscriber.remove(source)
             self._index.remove_source(source)
             self._on_clear(source)
+            self._on_remove(source)
 
     def _follow(self, pod: Pod, rank: Rank, source: int) -> None:
         if self._subscriber is not None and rank.event_endpoint is not None:

@@ -38,10 +38,12 @@ class Rig:
         self.registry = Registry(self.metrics)
         self.index = PrefixIndex()
         self.predictions = Predictions(settings.prediction_max_blocks)
-        self.manager = SourceManager(self.index, settings, self.metrics, self.predictions.drop)
+        self.ledger = Ledger(settings.reservation_limit_s)
+        self.manager = SourceManager(
+            self.index, settings, self.metrics, self.predictions.drop, self.ledger.forget
+        )
         self.registry.subscribe(self.manager.on_pod)
         self.tokenizer = TokenizerPool(settings, self.metrics)
-        self.ledger = Ledger(settings.reservation_limit_s)
         self.decider = Decider(
             settings,
             self.metrics,
@@ -290,6 +292,16 @@ async def test_equal_requests_at_one_moment_do_not_all_choose_one_pod() -> None:
     async with engines(3) as three, running([pod_of(e) for e in three]) as rig:
         picks = await asyncio.gather(*(rig.pick(completion(LONG)) for _ in range(10)))
         assert len({p.decision.chosen.candidate.source for p in picks}) == 3
+
+
+async def test_the_load_of_a_pod_that_went_is_forgotten() -> None:
+    async with running([plain_pod("a")]) as rig:
+        picked = await rig.pick(completion("hi"), headers={"routing-strategy": "random"})
+        rig.registry.remove("default/a")
+        assert not rig.ledger.loads(0.0)
+        rig.decider.prefill_done(picked.ticket)
+        rig.decider.release(picked.ticket)
+        assert not rig.ledger.loads(0.0)
 
 
 async def test_predictions_of_a_pod_that_went_are_gone_with_it() -> None:
