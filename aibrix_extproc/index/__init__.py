@@ -1,0 +1,10 @@
+"""Which pod holds which blocks: the index of every engine's KV cache.
+
+Owns decoding of KV events, block keys, placements and the depth of a prompt in every source.
+Knows no ZMQ, no HTTP and no routing: bytes and tokens in, depths out.
+"""
+
+from aibrix_extproc.index.reference import PrefixIndex
+from aibrix_extproc.index.results import LOSSES, SKIP_REASONS, Applied, IndexStats
+
+__all__ = ["LOSSES", "SKIP_REASONS", "Applied", "IndexStats", "PrefixIndex"]
