@@ -236,6 +236,7 @@ class Decider:
 
     def _view(self, plan: _Plan, tokens: _Tokens) -> _View:
         now = self._clock()
+        self._metrics.reservations_expired.inc(self._ledger.expire(now))
         loads = self._ledger.loads(now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
@@ -278,7 +279,8 @@ class Decider:
                 if self._manager.sends_events(source)
                 else self._settings.prediction_ttl_no_events_s
             )
-            self._predictions.promise(source, view.keys[size], ttl_s, now)
+            evicted = self._predictions.promise(source, view.keys[size], ttl_s, now)
+            self._metrics.predictions_evicted.inc(evicted)
         owed = max(0, view.context.prompt_tokens - chosen.reusable_tokens)
         ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
         return Picked(

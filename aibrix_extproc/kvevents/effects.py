@@ -10,11 +10,11 @@ from enum import StrEnum
 class SourceState(StrEnum):
     """How far a source's part of the index can be believed; `source.py` has the transitions."""
 
-    CONNECTING = "connecting"
-    SYNCING = "syncing"
-    EXACT = "exact"
-    PARTIAL = "partial"
-    LOST = "lost"
+    CONNECTING = "CONNECTING"
+    SYNCING = "SYNCING"
+    EXACT = "EXACT"
+    PARTIAL = "PARTIAL"
+    LOST = "LOST"
 
 
 class ClearReason(StrEnum):
