@@ -36,9 +36,7 @@ Two rules make it sound:
   ones. An empty answer means an engine that has not come so far: another process.
 """
 
-from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from aibrix_extproc.kvevents.effects import (
     Apply,
@@ -54,6 +52,7 @@ from aibrix_extproc.kvevents.effects import (
     SourceState,
     StateChanged,
 )
+from aibrix_extproc.kvevents.waiting import Question, SequencedBatch, Waiting
 
 __all__ = ["SourceState", "SourceSync", "SyncLimits"]
 
@@ -69,26 +68,6 @@ class SyncLimits:
     queue_bytes: int
     idle_probe_s: float
     lost_after_s: float
-
-
-class _Batch(NamedTuple):
-    sequence: int
-    payload: bytes
-
-
-@dataclass(slots=True)
-class _Question:
-    """A replay under way."""
-
-    ask: int
-    start: int
-    known: bytes | None
-    """The batch `start`, as it was applied: an answer without it is another engine's."""
-    live_high: int | None
-    """Highest live number before it was asked: holes below that are holes for good at its end."""
-    heard_live: bool
-    answered: bool = False
-    holes: bool = False
 
 
 class SourceSync:
@@ -116,11 +95,9 @@ class SourceSync:
         self._complete = False
         self._applying = False
         self._unproven = False
-        # What waits.
-        self._queue: deque[_Batch] = deque()
-        self._queue_bytes = 0
-        self._offer: _Batch | None = None
-        self._question: _Question | None = None
+        # What waits, and for which answer.
+        self._waiting = Waiting()
+        self._question: Question | None = None
         self._asks = 0
         self._asked_at = now
         self._answered_up_to = -1
@@ -157,7 +134,7 @@ class SourceSync:
     @property
     def pending_bytes(self) -> int:
         """Payload bytes of live batches that wait for a replay."""
-        return self._queue_bytes
+        return self._waiting.queue_bytes
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -212,10 +189,9 @@ class SourceSync:
         self._live_high = sequence
         if self._state is SourceState.LOST:
             return self._flush()
-        self._queue.append(_Batch(sequence, payload))
-        self._queue_bytes += len(payload)
+        self._waiting.push_live(sequence, payload)
         effects = self._pump(now, arrived=sequence)
-        if self._queue_bytes > self._limits.queue_bytes and not self._applying:
+        if self._waiting.queue_bytes > self._limits.queue_bytes and not self._applying:
             return effects + self._overflow(now)
         return effects
 
@@ -235,7 +211,7 @@ class SourceSync:
                 self._forget()
                 question.holes = True
             self._unproven = False
-        self._offer = _Batch(sequence, payload)
+        self._waiting.push_replayed(sequence, payload)
         return self._pump(now)
 
     def replay_ended(self, ask: int, now: float) -> Effects:
@@ -299,7 +275,7 @@ class SourceSync:
         """Do all that can be done now, up to the next batch to apply."""
         if self._is_connected and self._state is not SourceState.LOST:
             while not self._applying and not self._unproven:
-                batch = self._next()
+                batch = self._waiting.take(self._expected)
                 if batch is not None:
                     self._take(batch, live=batch.sequence == arrived)
                 elif not self._pass_hole(now):
@@ -308,19 +284,7 @@ class SourceSync:
                 self._settle()
         return self._flush()
 
-    def _next(self) -> _Batch | None:
-        """The batch with the expected number, if it is at hand; copies of older ones go."""
-        while self._queue and self._queue[0].sequence < self._expected:
-            self._dequeue()
-        if self._queue and self._queue[0].sequence == self._expected:
-            return self._dequeue()
-        offer = self._offer
-        if offer is not None and offer.sequence <= self._expected:
-            self._offer = None
-            return offer if offer.sequence == self._expected else None
-        return None
-
-    def _take(self, batch: _Batch, *, live: bool) -> None:
+    def _take(self, batch: SequencedBatch, *, live: bool) -> None:
         self._expected = batch.sequence + 1
         self._last = batch.payload
         self._dirty = True
@@ -333,13 +297,13 @@ class SourceSync:
 
     def _hole(self) -> int | None:
         """The first number at hand, where it is not the expected one."""
-        at_hand = [b.sequence for b in (self._offer, *list(self._queue)[:1]) if b is not None]
-        first = min(at_hand, default=self._expected)
-        return first if first > self._expected else None
+        first = self._waiting.first
+        return first if first is not None and first > self._expected else None
 
     def _worth_asking(self) -> bool:
         """Whether a replay may hold what is missing before the first waiting batch."""
-        asked_since = self._queue[0].sequence <= self._answered_up_to
+        first = self._waiting.first_live
+        asked_since = first is not None and first <= self._answered_up_to
         return self._may_ask() and not asked_since and not self._take_any
 
     def _pass_hole(self, now: float) -> bool:
@@ -347,7 +311,7 @@ class SourceSync:
         first = self._hole()
         if first is None:
             return False
-        if self._offer is None:
+        if self._waiting.replayed is None:
             if self._question is None and self._worth_asking():
                 self._ask(now)
             if self._question is not None:
@@ -366,7 +330,7 @@ class SourceSync:
         """Leave SYNCING where nothing is missing any more; tell EXACT from PARTIAL."""
         if self._state is SourceState.SYNCING:
             joined = self._live_high is not None and self._live_high < self._expected
-            if self._queue or (self._question is not None and not joined):
+            if self._waiting.first is not None or (self._question is not None and not joined):
                 return
             self._overflows = 0
         self._set_state(SourceState.EXACT if self._complete else SourceState.PARTIAL, self._why)
@@ -427,7 +391,7 @@ class SourceSync:
         else:
             self._ask(now)
 
-    def _nothing_to_replay(self, question: _Question) -> None:
+    def _nothing_to_replay(self, question: Question) -> None:
         """An empty answer to a question from 0."""
         if question.heard_live:
             # It publishes and holds nothing (buffer_steps: 0): asking is useless.
@@ -437,13 +401,13 @@ class SourceSync:
             self._why = "it has published nothing yet"
 
     def _overflow(self, now: float) -> Effects:
-        waiting = self._queue_bytes
+        waiting_bytes = self.pending_bytes
         self._drop_waiting()
         self._clear(ClearReason.OVERFLOW)
         self._forget()
         self._overflows += 1
         self._resync_at = now + self._limits.idle_probe_s
-        self._set_state(SourceState.LOST, f"{waiting} bytes of batches waited for a replay")
+        self._set_state(SourceState.LOST, f"{waiting_bytes} bytes of batches waited for a replay")
         return self._flush()
 
     # -- small parts --------------------------------------------------------------------------
@@ -456,24 +420,18 @@ class SourceSync:
         self._asks += 1
         self._asked_at = now
         start = 0 if self._last is None else self._expected - 1
-        self._question = _Question(self._asks, start, self._last, self._live_high, self._heard_live)
+        self._question = Question(self._asks, start, self._last, self._live_high, self._heard_live)
         self._out.append(AskReplay(self._asks, start))
 
     def _cancel(self) -> None:
         if self._question is not None:
             self._out.append(CancelReplay(self._question.ask))
             self._question = None
-        self._offer = None
+        self._waiting.drop_replayed()
 
     def _drop_waiting(self) -> None:
         self._cancel()
-        self._queue.clear()
-        self._queue_bytes = 0
-
-    def _dequeue(self) -> _Batch:
-        batch = self._queue.popleft()
-        self._queue_bytes -= len(batch.payload)
-        return batch
+        self._waiting.clear()
 
     def _clear(self, reason: ClearReason) -> None:
         self._out.append(Clear(reason))

@@ -172,6 +172,7 @@ class TestFirstConnection:
 class TestGaps:
     def test_a_gap_is_refilled(self, station: Station, engine: KvPublisher) -> None:
         source = station.follow(engine)
+        station.reaches(source, EXACT, 0)
         fill(engine, 1, 3)
         station.reaches(source, EXACT, 3)
         engine.publish(stored([4], parent=3), lost=True)
@@ -201,7 +202,9 @@ class TestGaps:
     def test_a_gap_beyond_the_buffer_clears_and_goes_on(self, station: Station) -> None:
         with KvPublisher(buffer_steps=2) as engine:
             source = station.follow(engine)
-            fill(engine, 1, 3)
+            for block in (1, 2, 3):
+                station.reaches(source, EXACT, block - 1)
+                fill(engine, block, block)
             station.reaches(source, EXACT, 3)
             for block in (60, 61, 62):
                 engine.publish(stored([block]), lost=True)
