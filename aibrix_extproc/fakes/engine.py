@@ -44,7 +44,7 @@ class FakeEngine:
         return [one.replay_port for one in publishers if one.replay_port is not None]
 
     async def start(self) -> "FakeEngine":
-        """Bind every port and begin to answer. Raises OSError or zmq.ZMQError for a port in use."""
+        """Bind every port and begin to answer. Raises OSError for a port in use."""
         config, seed = self.config, self.config.hash_seed
         try:
             for rank in range(config.data_parallel_size):

@@ -50,7 +50,7 @@ class EventPublisher:
     """The event stream of one rank. `publish` and the faults may be called from any one thread.
 
     `port` and `replay_port` hold the bound ports; 0 asks the system for one, and a `replay_port`
-    of None means that no replay is offered. Raises zmq.ZMQError where a port is taken.
+    of None means that no replay is offered. Raises OSError where a port is taken.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class EventPublisher:
         self._buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
         self._queue: queue.Queue[_Batch | None] = queue.Queue()
         self._faults: deque[_Fault] = deque()
+        self._given = 0
+        self._settled = 0
         self._sequence = 0
         self._context = zmq.Context()
         try:
@@ -82,9 +84,9 @@ class EventPublisher:
             if replay_port is not None:
                 self._router = self._context.socket(zmq.ROUTER)
                 self.replay_port = _bind(self._router, host, replay_port)
-        except zmq.ZMQError:
+        except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise
+            raise OSError(error.errno, f"ports {port} and {replay_port}: {error}") from None
         self._thread = threading.Thread(
             target=self._run, name=f"kv-events-{self.port}", daemon=True
         )
@@ -95,11 +97,17 @@ class EventPublisher:
         """The number of the next batch, once all that was given to `publish` is sent."""
         return self._sequence
 
+    @property
+    def sent_all(self) -> bool:
+        """Whether every batch given to `publish` is on its way and in the buffer."""
+        return self._settled == self._given
+
     def publish(self, events: Sequence[Event], timestamp: float | None = None) -> None:
         """Queue one batch; an empty one is not sent and takes no number."""
         if not events:
             return
         fault = self._faults.popleft() if self._faults else None
+        self._given += 1
         self._queue.put(_Batch(time.time() if timestamp is None else timestamp, events, fault))
 
     def drop_next(self, batches: int = 1) -> None:
@@ -127,6 +135,7 @@ class EventPublisher:
             if batch is None:
                 return
             self._send(batch)
+            self._settled += 1
 
     def _send(self, batch: _Batch) -> None:
         number, self._sequence = self._sequence, self._sequence + 1

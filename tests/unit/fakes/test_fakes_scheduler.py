@@ -110,6 +110,20 @@ def test_where_one_cannot_grow_the_last_is_preempted_and_ends_well_later() -> No
     assert engine.counts.prefix_queries == 16
 
 
+def test_a_preempted_request_goes_on_before_those_that_wait() -> None:
+    engine = scheduler(blocks=6)
+    first, second, third = (request(8, start=start, max_tokens=8) for start in (100, 300, 500))
+    for asked in (first, second, third):
+        engine.add(asked)
+    while not engine.counts.preemptions:
+        step(engine)
+    assert third.cached_tokens is None
+    while third.cached_tokens is None:
+        step(engine)
+    assert second.sequence.blocks
+    run(engine)
+
+
 def test_an_equal_prompt_in_the_same_step_already_finds_its_blocks() -> None:
     engine = scheduler()
     first, second = request(9), request(9)

@@ -62,6 +62,7 @@ def test_an_answer_tokenizes_to_the_ids_that_it_was_generated_as(
 ) -> None:
     ids, text = answer(prompt, length)
     assert TOKENIZER.encode(text, add_special_tokens=False) == ids
+    assert text == text.strip()
 
 
 def test_prompts_get_answers_of_their_own() -> None:
@@ -88,6 +89,10 @@ def test_the_generation_prompt_is_an_open_assistant_header() -> None:
     assert opened[: len(closed)] == closed
     assert closed[-1] == END_OF_TURN
     assert opened[-1] != END_OF_TURN
+
+
+def test_each_message_ends_once() -> None:
+    assert chat(USER, USER, USER).count(END_OF_TURN) == 3
 
 
 def test_a_continued_message_stays_open() -> None:
