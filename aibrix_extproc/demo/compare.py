@@ -31,15 +31,15 @@ Watch = Callable[[str, int], AbstractContextManager[runner.OnOutcome]]
 class Sizes:
     """How large the demo is.
 
-    The workload holds about 18,500 different tokens. One cache of 340 blocks holds 5,400, the
-    three of them most of it: enough where each prefix is kept once, far too little where every
-    engine gets a bit of everything.
+    The workload has about 20,000 different tokens, its answers included. One cache of 300 blocks
+    holds 4,800, and the three together most of what is asked for again: enough where each prefix
+    is kept once, far too little where every engine gets a bit of everything.
     """
 
     shape: workload.Shape = field(default_factory=workload.Shape)
     engines: int = 3
     concurrency: int = 12
-    blocks_per_engine: int = 340
+    blocks_per_engine: int = 300
     prefill_us_per_token: float = 150.0
     decode_ms_per_token: float = 5.0
 

@@ -1,17 +1,35 @@
 """What a person sees at the end of the demo."""
 
+from typing import Final
+
+from rich import box
 from rich.table import Table
 
 from aibrix_extproc.demo.report import DemoReport, StrategyResult
 from aibrix_extproc.loadtest.show import milliseconds, percent
 
+_COLUMNS: Final = (
+    "requests",
+    "errors",
+    "hit\nratio",
+    "pre-\ndicted",
+    "TTFT\np50",
+    "TTFT\np90",
+    "requests\nper pod",
+)
+
 
 def table(report: DemoReport) -> Table:
-    """One line per strategy, and the yardstick."""
-    shown = Table(title="The same requests, by strategy", caption=_caption(report))
+    """One line per strategy, and the yardstick. Fits 80 columns."""
+    shown = Table(
+        caption=_caption(report),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     shown.add_column("strategy", no_wrap=True)
-    columns = ("requests", "errors", "hit ratio", "predicted", "TTFT p50", "TTFT p90", "per pod")
-    for column in columns:
+    for column in _COLUMNS:
         shown.add_column(column, justify="right", no_wrap=True)
     for result in report.results:
         shown.add_row(*_cells(result))
@@ -33,13 +51,14 @@ def _cells(result: StrategyResult) -> tuple[str, ...]:
         percent(result.predicted_hit_ratio),
         milliseconds(clients.ttft_p50_s),
         milliseconds(clients.ttft_p90_s),
-        " / ".join(str(figures.answered) for figures in result.engines.values()),
+        "/".join(str(figures.answered) for figures in result.engines.values()),
     )
 
 
 def _caption(report: DemoReport) -> str:
     return (
-        "hit ratio: prompt tokens that the engines reused, by their own count. predicted: what "
-        "the processor expected. yardstick: the same requests one after another to one engine "
-        f"with an endless cache. Took {report.duration_s:.0f} s."
+        "hit ratio: prompt tokens that the engines reused, by their own count\n"
+        "predicted: what the processor expected them to reuse\n"
+        "yardstick: the same requests, one by one, to one engine with an endless cache\n"
+        f"took {report.duration_s:.0f} s"
     )

@@ -10,9 +10,10 @@ import grpc
 from aiohttp import web
 
 from aibrix_extproc.demo.envoy_config import Config
-from aibrix_extproc.demo.processes import Processes, find_envoy
+from aibrix_extproc.demo.processes import Processes
 from aibrix_extproc.demo.stack import Envoy, start_envoy
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+from tests.envoy_binary import envoy_path
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -146,7 +147,7 @@ async def rig(
         await processor.start()
         stack.push_async_callback(processor.stop)
         config = make_config(processor, started)
-        envoy = await start_envoy(processes, session, find_envoy(), config)
+        envoy = await start_envoy(processes, session, envoy_path(), config)
         yield Rig(envoy, processor, started, session)
 
 

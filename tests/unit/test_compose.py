@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.processes import Process, Processes, find_envoy
+from aibrix_extproc.demo.processes import Process, Processes
 from aibrix_extproc.discovery.endpoints_format import parse_pods
 from aibrix_extproc.settings import Settings, variables
+from tests.envoy_binary import envoy_path
 from tests.support import data_path, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ class Container:
         service = SERVICES[self.name]
         words = [self.translate(word) for word in service["command"]]
         if service["image"].startswith("envoyproxy/"):
-            return [str(find_envoy()), *words]  # the image puts `envoy` before options
+            return [str(envoy_path()), *words]  # the image puts `envoy` before options
         return [sys.executable, "-m", "aibrix_extproc.cli", *words]
 
     @property

@@ -10,9 +10,10 @@ import pytest
 
 from aibrix_extproc.demo import envoy_config
 from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, Config, PickSource
-from aibrix_extproc.demo.processes import find_envoy, free_port
+from aibrix_extproc.demo.processes import free_port
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.settings import BodyMode, Settings
+from tests.envoy_binary import envoy_path
 from tests.support import eventually_async
 from tests.unit.envoy_stub import Rig, StubEngine, StubProcessor
 from tests.unit.envoy_stub import rig as stub_rig
@@ -49,7 +50,7 @@ async def last_line(rig: Rig) -> dict[str, Any]:
 
 
 def validate(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(find_envoy()), "--mode", "validate", "-c", str(path)]
+    command = [str(envoy_path()), "--mode", "validate", "-c", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -78,8 +78,12 @@ async def test_an_error_keeps_the_logs_and_says_where() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_child_outlives_its_parent(number: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+def test_no_child_outlives_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    environment = dict(os.environ, TMPDIR=str(tmp_path))  # a killed parent leaves its folder
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert not gone(child)
