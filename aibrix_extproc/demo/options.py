@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print("Real Envoy, real wire format, three engines that compute nothing.")
     watch = partial(progress, console)
+    # As Ctrl-C: every context is left, and no folder stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         found = asyncio.run(compare.compare(compare.Sizes(), args.seed, envoy, template, watch))
     except SettingsError:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from aibrix_extproc.loadtest.client import ChatClient
     from aibrix_extproc.loadtest.summary import Summary
 
-_START_LIMIT_S = 10.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `loadtest`."""
@@ -34,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME:VALUE",
         help="sent with every request, such as authorization or routing-strategy; repeatable",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a gateway that is just starting (10)",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
 
@@ -60,7 +65,7 @@ async def _run(args: argparse.Namespace) -> int:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         client = ChatClient(session, args.url, _headers(args.header))
         try:
-            model = args.model or await _first_model(client)
+            model = args.model or await _first_model(client, args.wait)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             print(f"aibrix-extproc: {args.url}/v1/models: {error}", file=sys.stderr)
             return 1
@@ -74,11 +79,11 @@ async def _run(args: argparse.Namespace) -> int:
     return 1 if summary.errors else 0
 
 
-async def _first_model(client: "ChatClient") -> str:
-    """What the gateway lists; one that is just starting gets a little time."""
+async def _first_model(client: "ChatClient", wait_s: float) -> str:
+    """What the gateway lists. Raises as `ChatClient.first_model` does, after `wait_s`."""
     import aiohttp
 
-    deadline = time.monotonic() + _START_LIMIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             return await client.first_model()
