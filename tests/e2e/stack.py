@@ -9,7 +9,7 @@ whatever the test did to it; after a failure the processes' logs are named in th
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,12 +213,14 @@ async def gateway(
     pick_source: PickSource = PickSource.HEADER,
     listed: bool = True,
     wait_for: str = "readyz",
+    edit: Callable[[envoy_config.Config], None] | None = None,
 ) -> AsyncIterator[Stack]:
     """Engines, processors and Envoy, all ready.
 
     `engines`: a number (named `engine-0` and on), or configurations. `environment` is added to
     `DEFAULTS`. `listed=False` starts with an empty endpoints file; `wait_for="healthz"` does not
-    wait until the processors are ready. The rest is `envoy_config.render`'s.
+    wait until the processors are ready. `edit` changes Envoy's configuration further. The rest is
+    `envoy_config.render`'s.
     """
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(Processes())
@@ -251,6 +253,8 @@ async def gateway(
             message_timeout_s=message_timeout_s,
             pick_source=pick_source,
         )
+        if edit is not None:
+            edit(config)
         envoy = await start_envoy(processes, session, envoy_path(), config)
         yield Stack(started, replicas, envoy, session, processes, path, variables)
 
