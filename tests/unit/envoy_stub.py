@@ -121,6 +121,8 @@ class Rig:
     envoy: Envoy
     processor: StubProcessor
     engines: list[StubEngine]
+    replica: StubProcessor
+    """A second processor, which Envoy uses only where the configuration names it."""
     session: aiohttp.ClientSession
 
     async def post(self, path: str = "/v1/completions", **options: Any) -> tuple[int, str]:
@@ -137,18 +139,19 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    make_config: Callable[[StubProcessor, list[StubEngine]], Config], engines: int = 3
+    make_config: Callable[[list[StubProcessor], list[StubEngine]], Config], engines: int = 3
 ) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(Processes())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         started = [await _start_engine(stack, f"engine-{n}") for n in range(engines)]
-        processor = StubProcessor()
-        await processor.start()
-        stack.push_async_callback(processor.stop)
-        config = make_config(processor, started)
+        processors = [StubProcessor(), StubProcessor()]
+        for processor in processors:
+            await processor.start()
+            stack.push_async_callback(processor.stop)
+        config = make_config(processors, started)
         envoy = await start_envoy(processes, session, envoy_path(), config)
-        yield Rig(envoy, processor, started, session)
+        yield Rig(envoy, processors[0], started, processors[1], session)
 
 
 async def _start_engine(stack: AsyncExitStack, name: str) -> StubEngine:

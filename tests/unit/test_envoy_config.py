@@ -1,5 +1,6 @@
 """The shipped Envoy files, run by a real Envoy between stubs."""
 
+import asyncio
 import json
 import subprocess
 from contextlib import AbstractAsyncContextManager
@@ -22,13 +23,13 @@ BOTH = (OVERRIDE_HOST, ORIGINAL_DST)
 DESTINATION = "x-gateway-destination-endpoint"
 
 
-def rig(name: str, **options: Any) -> AbstractAsyncContextManager[Rig]:
-    def config(processor: StubProcessor, engines: list[StubEngine]) -> Config:
+def rig(name: str, replicas: int = 1, **options: Any) -> AbstractAsyncContextManager[Rig]:
+    def config(processors: list[StubProcessor], engines: list[StubEngine]) -> Config:
         return envoy_config.render(
             envoy_config.shipped(name),
             listen="127.0.0.1:0",
             admin="127.0.0.1:0",
-            extproc_addresses=[processor.address],
+            extproc_addresses=[processor.address for processor in processors[:replicas]],
             engine_addresses=[engine.address for engine in engines],
             **options,
         )
@@ -241,6 +242,18 @@ async def test_clients_cannot_steer_retries_and_request_ids() -> None:
         assert {"x-envoy-retry-on", "x-envoy-max-retries"}.isdisjoint(received)
         assert received["x-request-id"] != "mine"
         assert r.processor.seen[0]["x-request-id"] == received["x-request-id"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_replica_that_dies_costs_no_decision(name: str) -> None:
+    async with rig(name, replicas=2) as r:
+        for processor in (r.processor, r.replica):
+            processor.headers = {"target-pod": r.engines[0].address}
+            processor.headers |= {DESTINATION: r.engines[0].address}
+        await r.replica.stop()
+        replies = await asyncio.gather(*(r.post() for _ in range(60)))
+        assert replies == [(200, "engine-0")] * 60
+        assert len(r.processor.seen) == 60
 
 
 async def test_a_processor_that_comes_back_is_used_again() -> None:
