@@ -167,19 +167,18 @@ class Application:
         keys: list[int] = []
         done = 0
         while done < len(hashes):
+            end = min(len(hashes), done + self._change.left)
             if key is None:
                 self._park(Parked(shelf, hashes[done], parent, *blocks.content(done)))
                 dealt_with = 1
             else:
-                if not keys:
-                    keys = blocks.keys(key, done, min(len(hashes), done + self._change.left))
+                keys = keys[: end - done] or blocks.keys(key, done, end)
                 run = hashes[done : done + len(keys)]
                 dealt_with = self._place(shelf, run, keys, blocks.block_size)
             done += dealt_with
             parent = hashes[done - 1]
             key = meanings.get(parent)
             keys = keys[dealt_with:] if key is not None else []
-            self._spend(dealt_with)
 
     def _place(
         self, shelf: Shelf, hashes: Sequence[Hashable], keys: Sequence[int], block_size: int
@@ -187,15 +186,17 @@ class Application:
         """Place blocks, and what waits for the last of them; returns how many are dealt with."""
         state = self._state
         placed, refusal = state.place(shelf, hashes, keys)
+        dealt_with = placed
+        if refusal is not None:
+            self._refusals.add(refusal)
+            dealt_with += 1
+        self._stored += placed
         if placed:
-            self._stored += placed
             state.note_block_size(shelf, block_size)
-            if state.orphans.by_parent:
-                self._join_children_of(hashes[placed - 1])
-        if refusal is None:
-            return placed
-        self._refusals.add(refusal)
-        return placed + 1
+        self._spend(dealt_with)
+        if placed and state.orphans.by_parent:
+            self._join_children_of(hashes[placed - 1])
+        return dealt_with
 
     # -- orphans ------------------------------------------------------------------------------
 
@@ -203,11 +204,12 @@ class Application:
         refusal = self._state.park(block)
         if refusal is not None:
             self._refusals.add(refusal)
-            return
-        self._parked += 1
-        if len(self._state.orphans) > self._max_orphans:
-            self._state.orphans.drop_oldest()
-            self._skip(ORPHAN_DROPPED)
+        else:
+            self._parked += 1
+            if len(self._state.orphans) > self._max_orphans:
+                self._state.orphans.drop_oldest()
+                self._skip(ORPHAN_DROPPED)
+        self._spend(1)
 
     def _join_children_of(self, block_hash: Hashable) -> None:
         """Place the orphans that wait for this block, then those that wait for them."""
