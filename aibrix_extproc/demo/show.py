@@ -59,6 +59,6 @@ def _caption(report: DemoReport) -> str:
     return (
         "hit ratio: prompt tokens that the engines reused, by their own count\n"
         "predicted: what the processor expected them to reuse\n"
-        "yardstick: the same requests, one by one, to one engine with an endless cache\n"
+        "yardstick: the same, one by one, to one engine with an endless cache\n"
         f"took {report.duration_s:.0f} s"
     )
