@@ -185,12 +185,13 @@ class Stack:
 
 
 def endpoint(engine: FakeEngine) -> dict[str, Any]:
-    """An engine's entry in the endpoints file."""
+    """An engine's entry in the endpoints file; the label `pod` is its name."""
     config = engine.config
     entry: dict[str, Any] = {
         "name": config.name,
         "model": config.model,
         "address": engine.address,
+        "labels": {"pod": config.name},
         "adapters": list(config.adapters),
         "ranks": config.data_parallel_size,
     }
