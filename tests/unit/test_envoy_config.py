@@ -199,16 +199,18 @@ async def test_without_a_pick_the_fallback_answers() -> None:
         assert (await r.post())[0] == 200
 
 
-async def test_large_bodies_reach_the_pod() -> None:
-    async with rig(OVERRIDE_HOST) as r:
+@pytest.mark.parametrize("name", BOTH)
+async def test_large_bodies_reach_the_pod(name: str) -> None:
+    async with rig(name) as r:
         pick(r, r.engines[2].address)
         for size in (300_000, 16 << 20):
             assert await r.post(data=b"x" * size) == (200, "engine-2")
         assert r.engines[2].bodies == [300_000, 16 << 20]
 
 
-async def test_a_body_above_the_buffer_is_a_413() -> None:
-    async with rig(OVERRIDE_HOST) as r:
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_body_above_the_buffer_is_a_413(name: str) -> None:
+    async with rig(name) as r:
         assert (await r.post(data=b"x" * ((17 << 20) + 70_000)))[0] == 413
         assert r.received == []
 
