@@ -116,7 +116,7 @@ class Stack:
         path: str,
         *,
         body: Any = None,
-        data: bytes | None = None,
+        data: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request through Envoy, with a JSON `body` or raw `data`. Raises aiohttp's errors."""
