@@ -9,11 +9,12 @@ import pytest
 import pytest_asyncio
 
 from aibrix_extproc.demo.stack import Server
-from aibrix_extproc.fakes.config import EngineConfig, TimeModel
 from aibrix_extproc.settings import BodyMode
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import (
+    PACED,
     PICKED,
+    PICKS,
     Post,
     SlowUpload,
     assert_whole,
@@ -29,11 +30,6 @@ from tests.support import eventually_async
 
 COMPLETIONS = "/v1/completions"
 JSON = {"content-type": "application/json"}
-
-PACED = [
-    EngineConfig(name=f"engine-{number}", time=TimeModel(decode_ms_per_token=5))
-    for number in range(2)
-]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +55,7 @@ async def test_a_drained_processor_leaves_before_the_answers_end_and_cuts_none_o
             await eventually_async(lambda: not_serving(server.grpc_address))
             assert await serving(server.grpc_address, "liveness")
             await eventually_async(lambda: taken_out(stack))
-            picked = await counted(stack, "aibrix_extproc_requests_total", outcome="picked")
+            picked = await counted(stack, PICKS, outcome="picked")
             # There is no other processor to ask: Envoy asks the one that leaves.
             late = asyncio.create_task(stack.complete("late"))
             await eventually_async(lambda: counted_more(stack, picked))
@@ -184,7 +180,7 @@ async def taken_out(stack: Stack) -> bool:
 
 
 async def counted_more(stack: Stack, before: float) -> bool:
-    return await counted(stack, "aibrix_extproc_requests_total", outcome="picked") > before
+    return await counted(stack, PICKS, outcome="picked") > before
 
 
 async def answers(stack: Stack) -> bool:

@@ -8,10 +8,10 @@ import pytest
 
 from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
 from aibrix_extproc.extproc.watchdog import EXIT_CODE
-from aibrix_extproc.fakes.config import EngineConfig, TimeModel
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import (
     MATCHED,
+    PACED,
     PICKED,
     assert_whole,
     begin_answer,
@@ -21,11 +21,6 @@ from tests.e2e.watching import (
     text,
 )
 from tests.support import eventually_async
-
-PACED = [
-    EngineConfig(name=f"engine-{number}", time=TimeModel(decode_ms_per_token=5))
-    for number in range(2)
-]
 
 STALLS_ON_SIGUSR1 = """
 import asyncio, signal, time, uvloop

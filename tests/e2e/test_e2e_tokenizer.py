@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.fakes.config import EngineConfig, TimeModel
+from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from tests.e2e.beside import MODES, Wiring, another_envoy
 from tests.e2e.stack import Stack, gateway
@@ -13,8 +13,7 @@ from tests.e2e.watching import (
     MATCHED,
     PICKED,
     Post,
-    assert_whole,
-    begin_answer,
+    ask_together,
     counted,
     opened_post,
     text,
@@ -28,10 +27,6 @@ LONG_WAIT = {
     "AIBRIX_EXTPROC_TOKENIZER_TIMEOUT": "60s",
     "AIBRIX_EXTPROC_DECISION_TIMEOUT": "200ms",
 }
-PACED = [
-    EngineConfig(name=f"engine-{number}", time=TimeModel(decode_ms_per_token=5))
-    for number in range(2)
-]
 
 
 async def test_a_tokenizer_that_refuses_is_replaced_by_a_pods_own() -> None:
@@ -59,7 +54,7 @@ async def served() -> AsyncIterator[tuple[Stack, Post]]:
     try:
         with opened_post() as pods:
             pods.fails = lambda path: path == "/tokenize"
-            async with gateway(engines=PACED, environment=environment) as stack:
+            async with gateway(engines=2, environment=environment) as stack:
                 yield stack, tokenizer_post
     finally:
         await tokenizer.close()
@@ -72,12 +67,9 @@ async def test_without_a_tokenizer_requests_are_routed_by_load_and_counted(
     stack, tokenizer = served
     before = await stack.metrics()
     tokenizer.fails = lambda path: path == "/tokenize"
-    live = [await begin_answer(stack, text("l"), tokens=100) for _ in range(4)]
-    assert sorted(answer.pod for answer in live) == ["engine-0"] * 2 + ["engine-1"] * 2
-    for answer in live:
-        reply = await answer.rest()
-        assert_whole(reply, tokens=100)
-        assert reply.headers[MATCHED] == "0"
+    replies = await ask_together(stack, [stack.complete(text("l")) for _ in range(4)])
+    assert sorted(str(reply.pod) for reply in replies) == ["engine-0"] * 2 + ["engine-1"] * 2
+    assert [reply.headers[MATCHED] for reply in replies] == ["0"] * 4
     tokenizer.answer_again()
     after = await stack.metrics()
     assert after[FALLBACK] - before.get(FALLBACK, 0) == 4

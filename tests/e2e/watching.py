@@ -6,7 +6,7 @@ engine in this process shows by itself.
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ import grpc
 from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from aibrix_extproc.fakes.config import EngineConfig, TimeModel
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.fakes.server import EngineServer
 from tests.e2e.stack import Reply, Stack
@@ -24,6 +25,13 @@ from tests.support import eventually_async
 PICKED = "target-pod"
 """A debug header of the answer: there where the processor picked the pod."""
 MATCHED = "x-aibrix-matched-tokens"
+PICKS = "aibrix_extproc_requests_total"
+
+PACED = [
+    EngineConfig(name=f"engine-{number}", time=TimeModel(decode_ms_per_token=5))
+    for number in range(2)
+]
+"""Engines whose answers take long enough to be looked at."""
 
 
 def text(name: object, words: int = 300) -> str:
@@ -87,13 +95,27 @@ def held(stack: Stack) -> Iterator[None]:
             rank.resume()
 
 
+async def ask_together(stack: Stack, requests: Sequence[Awaitable[Reply]]) -> list[Reply]:
+    """Have all of them decided before an engine takes a step for any, then answered."""
+    picked = await counted(stack, PICKS, outcome="picked")
+    with held(stack):
+        tasks = [asyncio.ensure_future(request) for request in requests]
+
+        async def decided() -> bool:
+            return await counted(stack, PICKS, outcome="picked") == picked + len(tasks)
+
+        await eventually_async(decided)
+    return await asyncio.gather(*tasks)
+
+
 # -- what a processor sees --------------------------------------------------------------------
 
 
-async def explain(stack: Stack, prompt: str, server: int = 0) -> dict[str, Any]:
-    """`/debug/explain` of a completion with this prompt."""
+async def explain(stack: Stack, prompt: str, server: int = 0, filter: str = "") -> dict[str, Any]:
+    """`/debug/explain` of a completion with this prompt, among the pods with these labels."""
     url = f"{stack.servers[server].admin_url}/debug/explain?path=/v1/completions"
-    async with stack.session.post(url, json={"model": "tiny", "prompt": prompt}) as reply:
+    body = {"model": "tiny", "prompt": prompt}
+    async with stack.session.post(url, json=body, headers={"external-filter": filter}) as reply:
         page: dict[str, Any] = await reply.json()
     return page
 
