@@ -121,9 +121,9 @@ async def explain(stack: Stack, prompt: str, server: int = 0, filter: str = "") 
 
 
 async def depths(stack: Stack, prompt: str) -> dict[str, int]:
-    """Pod → leading blocks of the prompt that its events say it holds."""
+    """Candidate → leading blocks of the prompt that its events say it holds."""
     page = await explain(stack, prompt)
-    return {_pod_name(one["pod"]): one["depth"] for one in page["candidates"]}
+    return {_pod_name(one["pod"]): one["depth"] for one in page.get("candidates", ())}
 
 
 async def sources(stack: Stack, server: int = 0) -> dict[str, dict[str, Any]]:
