@@ -21,6 +21,7 @@ from tests.e2e.watching import (
     begin_answer,
     counted,
     held,
+    not_serving,
     opened_post,
     serving,
     text,
@@ -44,7 +45,7 @@ async def test_a_drained_processor_leaves_before_the_answers_end_and_cuts_none_o
         engines=PACED,
         body_mode=mode,
         failure_mode_allow=failure_mode_allow,
-        environment={"AIBRIX_EXTPROC_PRE_STOP_DELAY": "800ms"},
+        environment={"AIBRIX_EXTPROC_PRE_STOP_DELAY": "1200ms"},
         edit=watch_health_closely,
     ) as stack:
         server = stack.servers[0]
@@ -70,8 +71,8 @@ async def test_a_drained_processor_leaves_before_the_answers_end_and_cuts_none_o
 async def duplex() -> AsyncIterator[tuple[Stack, Post]]:
     """One engine and one processor, which each test ends and the next one starts again."""
     environment = {
-        "AIBRIX_EXTPROC_PRE_STOP_DELAY": "500ms",
-        "AIBRIX_EXTPROC_DECISION_TIMEOUT": "1s",
+        "AIBRIX_EXTPROC_PRE_STOP_DELAY": "300ms",
+        "AIBRIX_EXTPROC_DECISION_TIMEOUT": "2s",
     }
     with opened_post() as post:
         async with gateway(engines=1, body_mode=BodyMode.DUPLEX, environment=environment) as stack:
@@ -167,10 +168,6 @@ async def test_a_body_still_coming_in_buffered_goes_on_without_a_pick() -> None:
             assert status == 200
             assert PICKED.encode() not in answer
             assert post.sizes(COMPLETIONS) == [len(body)]
-
-
-async def not_serving(address: str) -> bool:
-    return not await serving(address)
 
 
 async def taken_out(stack: Stack) -> bool:

@@ -184,6 +184,10 @@ async def serving(address: str, service: str = "readiness") -> bool:
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+async def not_serving(address: str) -> bool:
+    return not await serving(address)
+
+
 def watch_health_closely(config: dict[str, Any]) -> None:
     """An edit of Envoy's configuration: it asks every replica ten times a second."""
     clusters = config["static_resources"]["clusters"]
