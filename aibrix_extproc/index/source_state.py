@@ -138,21 +138,17 @@ class SourceState:
         added: list[int] = []
         placed, refusal = 0, None
         for block_hash, key in zip(hashes, keys, strict=True):
-            meaning = meanings.get(block_hash)
-            if meaning is not None and meaning != key:
+            if meanings.get(block_hash, key) != key:
                 refusal = CONFLICT
                 break
-            held = copies.get(block_hash)
-            if held is not None:
-                copies[block_hash] = held + 1
-            elif may_add > 0:
-                may_add -= 1
-                copies[block_hash] = 1
+            held = copies.get(block_hash, 0)
+            if not held:
+                if len(added) >= may_add:
+                    refusal = None if added else FULL
+                    break
                 meanings[block_hash] = key
                 added.append(key)
-            else:
-                refusal = None if added else FULL
-                break
+            copies[block_hash] = held + 1
             placed += 1
             if awaited and block_hash in awaited:
                 break
