@@ -162,18 +162,27 @@ class App:
         """Serve until SIGTERM or SIGINT, then drain; a second signal leaves at once."""
         raise_file_limit()
         stop = asyncio.Event()
+        leaving: asyncio.Task[None] | None = None
+        hurry = False
+
+        def told() -> None:
+            nonlocal hurry
+            hurry = stop.is_set()
+            stop.set()
+            if leaving is not None:
+                leaving.cancel()
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, told)
         try:
             await self.start()
             await stop.wait()
-            log.info("draining")
-            leaving = asyncio.create_task(self.drain())
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, leaving.cancel)
-            with contextlib.suppress(asyncio.CancelledError):
-                await leaving
+            if not hurry:
+                log.info("draining")
+                leaving = asyncio.create_task(self.drain())
+                with contextlib.suppress(asyncio.CancelledError):
+                    await leaving
         finally:
             await self.stop()
         return 0

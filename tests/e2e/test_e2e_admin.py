@@ -117,6 +117,14 @@ async def test_one_signal_drains_and_a_second_one_ends_it_at_once(
     assert await server.process.wait() == 0
 
 
+async def test_two_signals_at_the_same_moment_end_it_at_once_too(stack: Stack) -> None:
+    server = await another_server(stack, "leaves", AIBRIX_EXTPROC_PRE_STOP_DELAY="10m")
+    # Stopped, so that it finds both when it goes on.
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        server.process.signal(number)
+    assert await server.process.wait() == 0
+
+
 async def test_ctrl_c_ends_an_idle_processor_without_a_trace_in_the_log(stack: Stack) -> None:
     server = await another_server(stack, "idle", AIBRIX_EXTPROC_PRE_STOP_DELAY="0")
     server.process.signal(signal.SIGINT)
