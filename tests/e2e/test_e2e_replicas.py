@@ -15,7 +15,7 @@ from tests.support import eventually_async
 
 RATE = 250
 """Requests per second, whatever becomes of those before them."""
-BEFORE, AFTER = 100, 400
+BEFORE, AFTER = 80, 320
 """Requests sent before and after one processor goes."""
 
 ENGINES = [
