@@ -317,7 +317,8 @@ async def test_above_the_limit_of_open_requests_a_client_is_told_when_to_come_ag
                 body=chat(prompt="x"),
                 kind="rate_limit_error",
             )
-            reply = await row.ask(stack)
+            async with asyncio.timeout(10):  # one that is let in waits for the mirror
+                reply = await row.ask(stack)
             assert_told(reply, row)
             assert reply.headers["retry-after"] == "1"
         assert len(mirror.received) == MAX_STREAMS
