@@ -103,7 +103,7 @@ async def test_readiness_waits_for_the_first_sync_of_every_source(
     server.process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 async def test_one_signal_drains_and_a_second_one_ends_it_at_once(
     stack: Stack, number: signal.Signals
 ) -> None:

@@ -13,6 +13,7 @@ from tests.e2e.watching import (
     MATCHED,
     PACED,
     PICKED,
+    ask_together,
     assert_whole,
     begin_answer,
     caught_up,
@@ -57,7 +58,7 @@ async def test_answers_survive_the_death_of_the_processor(template: str) -> None
 async def test_a_restarted_processor_knows_again_what_the_engines_hold() -> None:
     async with gateway(engines=2) as stack:
         prompts = [text(number) for number in range(4)]
-        first = [await stack.complete(prompt) for prompt in prompts]
+        first = await ask_together(stack, [stack.complete(prompt) for prompt in prompts])
         assert {reply.pod for reply in first} == {"engine-0", "engine-1"}
         await caught_up(stack)
         before = await sources(stack)

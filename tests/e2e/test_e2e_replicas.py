@@ -28,7 +28,7 @@ ENGINES = [
 ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "drained"])
 async def test_one_of_two_processors_goes_under_load_and_nothing_fails(
     number: signal.Signals,
 ) -> None:
