@@ -161,12 +161,11 @@ class Application:
 
     def _store_blocks(self, shelf: Shelf, blocks: StoredBlocks) -> None:
         """Place the blocks in runs, park one by one those whose parent is unknown."""
-        hashes, meanings = blocks.hashes, self._state.keys
-        parent = blocks.parent
-        key = blocks.root if parent is None else meanings.get(parent)
+        state, hashes, parent = self._state, blocks.hashes, blocks.parent
+        key = blocks.root if parent is None else state.meaning(parent)
         keys: list[int] = []
         done = 0
-        while done < len(hashes):
+        while True:
             end = min(len(hashes), done + self._change.left)
             if key is None:
                 self._park(Parked(shelf, hashes[done], parent, *blocks.content(done)))
@@ -176,8 +175,10 @@ class Application:
                 run = hashes[done : done + len(keys)]
                 dealt_with = self._place(shelf, run, keys, blocks.block_size)
             done += dealt_with
+            if done == len(hashes):
+                return
             parent = hashes[done - 1]
-            key = meanings.get(parent)
+            key = state.meaning(parent)
             keys = keys[dealt_with:] if key is not None else []
 
     def _place(
@@ -191,7 +192,7 @@ class Application:
             self._refusals.add(refusal)
             dealt_with += 1
         self._stored += placed
-        if placed:
+        if placed and shelf.block_size != block_size:
             state.note_block_size(shelf, block_size)
         self._spend(dealt_with)
         if placed and state.orphans.by_parent:
@@ -217,7 +218,7 @@ class Application:
         parents = deque([block_hash])
         while parents:
             parent = parents.popleft()
-            while (key := state.keys.get(parent)) is not None:
+            while (key := state.meaning(parent)) is not None:
                 child = state.orphans.take_child(parent)
                 if child is None:
                     break

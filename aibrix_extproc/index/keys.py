@@ -36,6 +36,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -109,10 +110,16 @@ def plain_keys(parent: int, tokens: bytes, block_size: int) -> list[int]:
     keys: list[int] = []
     key = parent
     append = keys.append
-    for (block,) in struct.iter_unpack(f"{block_size * TOKEN_BYTES}s", tokens):
+    for (block,) in _cutter(block_size * TOKEN_BYTES).iter_unpack(tokens):
         key = xxh3_64_intdigest(block, key)
         append(key)
     return keys
+
+
+@lru_cache(maxsize=64)
+def _cutter(block_bytes: int) -> struct.Struct:
+    """Cuts bytes into blocks; faster than slicing them one by one."""
+    return struct.Struct(f"{block_bytes}s")
 
 
 def request_keys(tokens: bytes, block_size: int, lora: str | None, salt: str | None) -> list[int]:

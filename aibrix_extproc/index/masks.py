@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Final
 
-PLACEMENT_BYTES: Final = 200
-BLOCK_BYTES: Final = 160
+PLACEMENT_BYTES: Final = 100
+BLOCK_BYTES: Final = 80
 
 
 class Usage:

@@ -33,9 +33,9 @@ _NEW_BLOCK_BYTES: Final = PLACEMENT_BYTES + BLOCK_BYTES
 
 
 class Shelf:
-    """One (medium, group) of a source, and the copies that stand there."""
+    """One (medium, group) of a source, and the blocks that stand there."""
 
-    __slots__ = ("bit", "block_size", "copies", "group", "medium", "placements", "twins")
+    __slots__ = ("bit", "block_size", "blocks", "group", "medium", "more", "placements", "twins")
 
     def __init__(self, medium: str, group: int, bit: int) -> None:
         self.medium = medium
@@ -43,11 +43,14 @@ class Shelf:
         self.bit = bit
         self.block_size: int | None = None
         """Tokens per block of the last block placed here."""
-        self.copies: dict[Hashable, int] = {}
-        self.placements = 0
-        """The sum of the copies."""
+        self.blocks: dict[Hashable, int] = {}
+        """Hash → what it means, a block key."""
+        self.more: dict[Hashable, int] = {}
+        """Hash → copies beyond the first. Mostly empty."""
         self.twins: dict[int, int] = {}
         """Key → hashes here that mean it, beyond the first. Nearly always empty."""
+        self.placements = 0
+        """All copies of all blocks."""
 
 
 class SourceState:
@@ -60,8 +63,6 @@ class SourceState:
         self._source = source
         self._masks = masks
         self._usage = masks.usage
-        self.keys: dict[Hashable, int] = {}
-        """What each hash means, for as long as a shelf holds it."""
         self.shelves: dict[tuple[str, int], Shelf] = {}
         self.counted: Shelf | None = None
         """The shelf whose blocks are the source's depth."""
@@ -124,6 +125,14 @@ class SourceState:
 
     # -- blocks -------------------------------------------------------------------------------
 
+    def meaning(self, block_hash: Hashable) -> int | None:
+        """The block key that a hash means; None where no shelf holds it."""
+        for shelf in self.shelves.values():
+            key = shelf.blocks.get(block_hash)
+            if key is not None:
+                return key
+        return None
+
     def place(
         self, shelf: Shelf, hashes: Sequence[Hashable], keys: Sequence[int]
     ) -> tuple[int, str | None]:
@@ -133,22 +142,27 @@ class SourceState:
         was. Stops, with no refusal, after a block that orphans wait for, and where what else
         fits must be counted anew; call it again for the rest.
         """
-        meanings, copies, awaited = self.keys, shelf.copies, self.orphans.by_parent
+        blocks, awaited = shelf.blocks, self.orphans.by_parent
+        others = self._blocks_beside(shelf) if len(self.shelves) > 1 else ()
         may_add = 0 if self.full else self._usage.room_bytes // _NEW_BLOCK_BYTES
         added: list[int] = []
         placed, refusal = 0, None
         for block_hash, key in zip(hashes, keys, strict=True):
-            if meanings.get(block_hash, key) != key:
-                refusal = CONFLICT
-                break
-            held = copies.get(block_hash, 0)
-            if not held:
+            held = blocks.get(block_hash)
+            if held is None:
+                if others and any(other.get(block_hash, key) != key for other in others):
+                    refusal = CONFLICT
+                    break
                 if len(added) >= may_add:
                     refusal = None if added else FULL
                     break
-                meanings[block_hash] = key
+                blocks[block_hash] = key
                 added.append(key)
-            copies[block_hash] = held + 1
+            elif held == key:
+                shelf.more[block_hash] = shelf.more.get(block_hash, 0) + 1
+            else:
+                refusal = CONFLICT
+                break
             placed += 1
             if awaited and block_hash in awaited:
                 break
@@ -158,26 +172,32 @@ class SourceState:
             shelf.twins[key] = shelf.twins.get(key, 0) + 1
         if refusal == CONFLICT:
             self.disbelieve(hashes[placed])
-        self.full = self.full or refusal == FULL
+        elif refusal == FULL:
+            self.full = True
         return placed, refusal
+
+    def _blocks_beside(self, shelf: Shelf) -> list[dict[Hashable, int]]:
+        return [other.blocks for other in self.shelves.values() if other is not shelf]
 
     def add_copies(self, shelf: Shelf, block_hash: Hashable, copies: int) -> None:
         """Count further copies of a block that stands on the shelf."""
-        shelf.copies[block_hash] += copies
-        shelf.placements += copies
+        if copies:
+            shelf.more[block_hash] = shelf.more.get(block_hash, 0) + copies
+            shelf.placements += copies
 
     def take(self, shelf: Shelf, block_hash: Hashable) -> bool:
         """Take one copy of a block; False where the shelf has none, placed or parked."""
-        held = shelf.copies.get(block_hash)
-        if held is None:
+        if block_hash not in shelf.blocks:
             return self.orphans.take_copy(shelf, block_hash)
-        if held == 1:
+        more = shelf.more.get(block_hash, 0)
+        if not more:
             self._vacate(shelf, block_hash)
-            if not any(block_hash in other.copies for other in self.shelves.values()):
-                del self.keys[block_hash]
+            return True
+        shelf.placements -= 1
+        if more == 1:
+            del shelf.more[block_hash]
         else:
-            shelf.copies[block_hash] = held - 1
-            shelf.placements -= 1
+            shelf.more[block_hash] = more - 1
         return True
 
     def park(self, block: Parked) -> str | None:
@@ -198,18 +218,17 @@ class SourceState:
     def disbelieve(self, block_hash: Hashable) -> None:
         """Take back all copies of a hash, placed and parked, on all shelves."""
         for shelf in self.shelves.values():
-            if block_hash in shelf.copies:
+            if block_hash in shelf.blocks:
                 self._vacate(shelf, block_hash)
             parked = self.orphans.find(shelf, block_hash)
             if parked is not None:
                 self.orphans.remove(parked)
-        self.keys.pop(block_hash, None)
 
     def _vacate(self, shelf: Shelf, block_hash: Hashable) -> None:
-        """Take all copies off one shelf; the hash keeps its meaning."""
-        shelf.placements -= shelf.copies.pop(block_hash)
+        """Take all copies of a hash off one shelf."""
+        key = shelf.blocks.pop(block_hash)
+        shelf.placements -= 1 + shelf.more.pop(block_hash, 0)
         self._usage.bytes -= PLACEMENT_BYTES
-        key = self.keys[block_hash]
         twins = shelf.twins.pop(key, 0)
         if twins > 1:
             shelf.twins[key] = twins - 1
@@ -228,10 +247,10 @@ class SourceState:
             self._masks.uncount(self.counted.bit, self.counted.block_size)
         self.orphans.clear()
         for shelf in self.shelves.values():
-            while shelf.copies:
-                block_hash, _ = shelf.copies.popitem()
+            while shelf.blocks:
+                _, key = shelf.blocks.popitem()
                 self._usage.bytes -= PLACEMENT_BYTES
-                self._masks.unset(self.keys[block_hash], shelf.bit)
+                self._masks.unset(key, shelf.bit)
                 change.left -= 1
                 if change.left <= 0:
                     change.pause()

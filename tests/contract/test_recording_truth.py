@@ -60,7 +60,7 @@ def test_without_one_of_its_rules_the_prediction_would_be_wrong(blind_to: str) -
             applied = super().apply(source, payload)
             if blind_to == "copies":
                 for shelf in self._sources[source].state.shelves.values():
-                    shelf.copies = dict.fromkeys(shelf.copies, 1)
+                    shelf.more.clear()
             return applied
 
     engine = [request["cached_tokens"] for request in REQUESTS]
