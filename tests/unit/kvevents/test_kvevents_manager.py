@@ -1,5 +1,6 @@
 """Pods and ranks become sources, keep their numbers while they are the same cache, and go."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -27,6 +28,18 @@ class RecordingIndex(PrefixIndex):
     ) -> int:
         self.added.append((model, lora_id, lora_name))
         return super().add_source(model, lora_id, lora_name)
+
+
+class SlowIndex(RecordingIndex):
+    """Its sweep of a removed source waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def remove_source(self, source: int) -> None:
+        assert self.go_on.wait(10)
+        super().remove_source(source)
 
 
 class House:
@@ -250,3 +263,16 @@ def test_an_engine_that_is_not_there_does_not_keep_readiness_waiting_for_ever() 
     eventually(house.manager.synced)
     assert house.only().state is SourceState.LOST
     house.manager.close()
+
+
+def test_the_sweep_of_a_large_source_does_not_hold_up_the_caller() -> None:
+    index = SlowIndex()
+    manager = SourceManager(index, ON, Metrics(), lambda source: None)
+    one = pod()
+    manager.on_pod(None, one)
+    manager.on_pod(one, None)
+    assert manager.candidates([one]) == ()
+    assert index.stats().sources == 1
+    index.go_on.set()
+    manager.close()
+    assert index.stats().sources == 0
