@@ -21,7 +21,7 @@ result goes into `applied`, which gives the next effects. So one batch is decide
 | any | no contact for too long | LOST | clear |
 | EXACT, PARTIAL | AllBlocksCleared, or number 0, applied | EXACT | |
 | EXACT, PARTIAL | a batch that lost something | PARTIAL | clear |
-| EXACT, PARTIAL | silence | same | ask from the last number applied |
+| EXACT, PARTIAL | silence (at first a short one) | same | ask from the last number applied |
 
 Without a replay port: contact leads to PARTIAL (and clears, where something was known), and a
 gap is never filled.
@@ -57,6 +57,8 @@ from aibrix_extproc.kvevents.waiting import Question, SequencedBatch, Waiting
 __all__ = ["SourceState", "SourceSync", "SyncLimits"]
 
 _IN_SYNC = (SourceState.EXACT, SourceState.PARTIAL)
+_ASK_AGAIN_S = 1.0
+"""After the first replay of a connection that has brought no live batch yet."""
 _OVERFLOWS_BEFORE_GIVING_UP = 2
 """In a row; then the source goes on without a replay, else it could be LOST for ever."""
 
@@ -87,6 +89,7 @@ class SourceSync:
         self._heard_at = now
         self._live_high: int | None = None
         self._heard_live = False
+        self._tail_unsure = False
         self._no_buffer = False
         # What is applied: `_expected` is the next number, `_last` the payload before it.
         self._expected = 0
@@ -164,7 +167,8 @@ class SourceSync:
                 self._resync(now)
         elif self._state in _IN_SYNC and self._may_ask() and self._question is None:
             silent_s = now - max(self._heard_at, self._asked_at)
-            if silent_s >= self._limits.idle_probe_s:
+            if silent_s >= self._patience_s():
+                self._tail_unsure = False
                 self._ask(now)
         return self._pump(now)
 
@@ -237,6 +241,7 @@ class SourceSync:
         if question is None or question.ask != ask:
             return ()
         self._question = None
+        self._tail_unsure = False
         self._out.append(Noticed(Notice.NO_REPLAY_PORT if port_closed else Notice.REPLAY_FAILED))
         if self._live_high is not None:
             self._answered_up_to = self._live_high
@@ -359,6 +364,7 @@ class SourceSync:
             self._set_state(SourceState.PARTIAL, "no replay, since it overflowed the queue")
             return
         self._unproven = self._last is not None
+        self._tail_unsure = True
         self._set_state(SourceState.SYNCING, "connected")
         self._ask(now)
 
@@ -411,6 +417,17 @@ class SourceSync:
         return self._flush()
 
     # -- small parts --------------------------------------------------------------------------
+
+    def _patience_s(self) -> float:
+        """How long a silence may last before the source is asked.
+
+        Short once on each connection, as long as it brought no live batch: the engine may have
+        answered the first question before it took note of the subscription, and a batch between
+        the two reached nobody.
+        """
+        if self._tail_unsure and not self._heard_live:
+            return min(_ASK_AGAIN_S, self._limits.idle_probe_s)
+        return self._limits.idle_probe_s
 
     def _may_ask(self) -> bool:
         return self._has_replay and not self._no_buffer

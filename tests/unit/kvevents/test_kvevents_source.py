@@ -525,6 +525,32 @@ class TestSilence:
         driver.after(1)
         assert len(driver.questions) == 3
 
+    def test_a_connection_that_brought_nothing_yet_is_soon_asked_again_once(self) -> None:
+        """A batch between the first answer and the engine's note of the subscription is lost."""
+        driver = Driver()
+        driver.connected()
+        driver.replayed(0)
+        driver.replay_ended()
+        assert (driver.state, driver.held_numbers) == (EXACT, [0])
+        driver.after(1)
+        assert driver.questions == [0, 0]
+        driver.replayed(0, 1)
+        driver.replay_ended()
+        assert (driver.state, driver.held_numbers) == (EXACT, [0, 1])
+        driver.after(9)
+        assert len(driver.questions) == 2
+        driver.after(1)
+        assert len(driver.questions) == 3
+
+    def test_a_connection_that_brought_a_batch_is_not_asked_again_so_soon(self) -> None:
+        driver = Driver()
+        driver.connected()
+        driver.replayed(0)
+        driver.replay_ended()
+        driver.live(1)
+        driver.after(5)
+        assert driver.questions == [0]
+
     def test_one_that_speaks_is_not_asked(self) -> None:
         driver = synced()
         for number in range(3, 20):
