@@ -9,7 +9,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aibrix_extproc.kvevents.manager import SourceView
 from prometheus_client.parser import text_string_to_metric_families
 
 from aibrix_extproc.admin.server import AdminServer
@@ -18,6 +17,7 @@ from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.errors import ModelNotFound, SettingsError
 from aibrix_extproc.extproc.decides import RouteRequest
 from aibrix_extproc.index.results import IndexStats
+from aibrix_extproc.kvevents.manager import SourceView
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
