@@ -22,6 +22,14 @@ DESTINATION_HEADERS = {"target-pod", DESTINATION, "x-data-parallel-rank"}
 DEBUG_HEADERS = {"routing-strategy", PICKED, MATCHED}
 
 
+EVENTS_ALONE = {
+    "AIBRIX_EXTPROC_PREDICTION_TTL": "0",
+    "AIBRIX_EXTPROC_EXPECTED_TIME_PER_TOKEN": "1ms",
+}
+"""What was just sent to a pod does not count as held there, only its events do; and in duplex,
+where the end of a quick answer is not seen, its load is soon forgotten."""
+
+
 @dataclass(frozen=True)
 class Wiring:
     """How an Envoy picks and sends: one of the ways that are shipped."""

@@ -207,7 +207,7 @@ async def test_a_streamed_answer_arrives_piece_by_piece_as_the_pod_makes_it(
         assert not asked.done()
         mirror.step()
         # From here on the pod sends the next piece only when the one before has arrived.
-        async with await asked as reply:
+        async with asyncio.timeout(10), await asked as reply:
             assert reply.status == 200
             assert reply.headers["content-type"] == "text/event-stream"
             for part in parts:

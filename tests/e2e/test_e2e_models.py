@@ -1,5 +1,6 @@
 """What is cached under which name: adapters, salts, ranks, token ids, tools, conversations."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from aibrix_extproc.fakes.config import EngineConfig
 from tests.e2e.beside import (
     BUFFERED,
     BY_ORIGINAL_DST,
+    EVENTS_ALONE,
     EVERY_WIRING,
     MODES,
     Envoys,
@@ -21,7 +23,7 @@ from tests.e2e.beside import (
     serves,
 )
 from tests.e2e.stack import Reply, Stack, gateway
-from tests.e2e.watching import PICKED, text
+from tests.e2e.watching import PICKED, held, text
 from tests.support import eventually_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -42,7 +44,7 @@ async def envoys() -> AsyncIterator[Envoys]:
         EngineConfig(name="wide-0", model="wide", data_parallel_size=2),
         EngineConfig(name="wide-1", model="wide", data_parallel_size=2),
     ]
-    async with gateway(engines=engines, listed=False) as stack:
+    async with gateway(engines=engines, listed=False, environment=EVENTS_ALONE) as stack:
         tiny = [stack.endpoint(number, adapters=[]) for number in range(3)]
         wide = [stack.endpoint(number, kv_events=True, ranks=1) for number in (3, 4)]
         stack.list_pods(*tiny, *wide)
@@ -93,20 +95,28 @@ async def test_an_adapter_goes_only_to_pods_that_have_it(envoys: Envoys, wiring:
     assert {reply.pod for reply in poems} == {"tiny-0"}
 
 
+SHARES = (("sql", 1), ("poems", 2), ("tiny", 4))
+
+
 @pytest.mark.parametrize("wiring", [*MODES, BY_ORIGINAL_DST[0]], ids=str)
 async def test_the_prefixes_of_base_model_and_adapters_do_not_mix(
     envoys: Envoys, wiring: Wiring
 ) -> None:
     stack = await envoys.by(wiring)
     prompt = text(f"a{wiring}")
-    for model in ("sql", "poems", "tiny"):
-        first = await stack.complete(prompt, model=model, headers=only("tiny-0"))
+    # Each name holds another length of it, so that no hit can pass for that of another name.
+    for model, share in SHARES:
+        begun = prompt[: len(prompt) // share]
+        first = await stack.complete(begun, model=model, headers=only("tiny-0"))
         assert_as_predicted(first, hit=False)
         await caught_up(stack)
-    for model in ("sql", "poems", "tiny"):
+    lengths = []
+    for model, _ in SHARES:
         again = await stack.complete(prompt, model=model)
         assert again.pod == "tiny-0"
         assert_as_predicted(again, hit=True)
+        lengths.append(again.cached_tokens)
+    assert lengths == sorted(set(lengths), reverse=True)
     elsewhere = await stack.complete(prompt, model="sql", headers=only("tiny-1"))
     assert_as_predicted(elsewhere, hit=False)
 
@@ -132,14 +142,18 @@ async def test_a_salt_shares_its_prefixes_with_nobody_else(envoys: Envoys, wirin
     stack = await envoys.by(wiring)
     prompt = text(f"b{wiring}")
     salts: list[dict[str, Any]] = [{"cache_salt": "red"}, {"cache_salt": "blue"}, {}]
-    for salt in salts:
-        first = await stack.complete(prompt, headers=only("tiny-1"), **salt)
+    for number, salt in enumerate(salts, start=1):
+        begun = prompt[: len(prompt) // number]
+        first = await stack.complete(begun, headers=only("tiny-1"), **salt)
         assert_as_predicted(first, hit=False)
         await caught_up(stack)
+    lengths = []
     for salt in salts:
         again = await stack.complete(prompt, **salt)
         assert again.pod == "tiny-1"
         assert_as_predicted(again, hit=True)
+        lengths.append(again.cached_tokens)
+    assert lengths == sorted(set(lengths), reverse=True)
     other = await stack.chat(prompt, cache_salt="green", headers=only("tiny-1"))
     assert_as_predicted(other, hit=False)
 
@@ -158,23 +172,35 @@ async def answered(stack: Stack, pod: str) -> dict[str, Any]:
 @pytest.mark.parametrize("wiring", EVERY_WIRING, ids=str)
 async def test_the_rank_that_holds_a_prompt_answers_it(envoys: Envoys, wiring: Wiring) -> None:
     stack = await envoys.by(wiring)
-    seen = set()
-    for number in range(12):
+    for number in range(8):
         prompt = text(f"{number}c{wiring}", 60)
         # A client's own rank must not count.
         wish = {"X-data-parallel-rank": "1", "x-data-parallel-rank": "0"}
         first = await stack.complete(prompt, model="wide", headers=wish)
         assert_as_predicted(first, hit=False)
         assert first.pod is not None
-        held = await answered(stack, first.pod)
-        assert held["headers"]["x-data-parallel-rank"] == str(held["rank"])
+        held_by = await answered(stack, first.pod)
+        assert held_by["headers"]["x-data-parallel-rank"] == str(held_by["rank"])
         await caught_up(stack)
         again = await stack.complete(prompt, model="wide", headers=wish)
         assert again.pod == first.pod
         assert_as_predicted(again, hit=True)
-        assert (await answered(stack, first.pod))["rank"] == held["rank"]
-        seen.add((first.pod, held["rank"]))
-    assert len(seen) > 1, "every prompt went to the same rank"
+        assert (await answered(stack, first.pod))["rank"] == held_by["rank"]
+
+
+@pytest.mark.parametrize("wiring", [BUFFERED, BY_ORIGINAL_DST[0]], ids=str)
+async def test_requests_at_once_are_shared_among_all_ranks(envoys: Envoys, wiring: Wiring) -> None:
+    stack = await envoys.by(wiring)
+    ranks = [rank for engine in stack.engines[3:] for rank in engine.ranks]
+    with held(stack):
+        asked = [
+            asyncio.create_task(stack.complete(text(f"{number}l{wiring}"), model="wide"))
+            for number in range(8)
+        ]
+        await eventually_async(lambda: sum(rank.load for rank in ranks) == 8)
+        loads = [rank.load for rank in ranks]
+    assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+    assert loads == [2] * 4
 
 
 async def test_no_rank_is_named_to_a_pod_that_has_one(envoys: Envoys) -> None:
@@ -208,15 +234,29 @@ async def test_a_prompt_of_token_ids_is_found_again_as_ids_and_as_text(
 
 
 @pytest.mark.parametrize("wiring", MODES, ids=str)
+async def test_the_last_block_of_a_prompt_that_fills_it_is_computed_anew(
+    envoys: Envoys, wiring: Wiring
+) -> None:
+    stack = await envoys.by(wiring)
+    ids = stack.engines[0].tokenizer.encode(text(f"m{wiring}"))[: 16 * 40]
+    await stack.complete(ids, headers=only("tiny-1"))
+    await caught_up(stack)
+    again = await stack.complete(ids)
+    assert again.pod == "tiny-1"
+    assert predicted(again) == again.cached_tokens == 16 * 39
+
+
+@pytest.mark.parametrize("wiring", MODES, ids=str)
 async def test_of_several_prompts_the_first_decides(envoys: Envoys, wiring: Wiring) -> None:
     stack = await envoys.by(wiring)
-    held, other = text(f"e{wiring}"), text(f"f{wiring}")
-    await stack.complete(held, headers=only("tiny-2"))
-    await stack.complete(other, headers=only("tiny-1"))
-    await caught_up(stack)
-    for prompts in ([held, "new"], [held, other], [held, held]):
-        assert (await stack.complete(prompts)).pod == "tiny-2"
-    assert (await stack.complete([other, held])).pod == "tiny-1"
+    for number, order in enumerate(("first", "second", "twice")):
+        known, other = text(f"e{number}{wiring}"), text(f"f{number}{wiring}")
+        await stack.complete(known, headers=only("tiny-2"))
+        await stack.complete(other, headers=only("tiny-1"))
+        await caught_up(stack)
+        asked = {"first": [known, other], "second": [other, known], "twice": [known, known]}
+        reply = await stack.complete(asked[order])
+        assert reply.pod == ("tiny-1" if order == "second" else "tiny-2")
 
 
 def tool(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tests.e2e.beside import (
     BY_METADATA,
     BY_ORIGINAL_DST,
     DESTINATION,
+    EVENTS_ALONE,
     EVERY_WIRING,
     MODES,
     Envoys,
@@ -41,7 +42,7 @@ async def mirrors() -> AsyncIterator[list[Upstream]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def envoys(mirrors: list[Upstream]) -> AsyncIterator[Envoys]:
-    async with gateway(engines=3) as stack:
+    async with gateway(engines=3, environment=EVENTS_ALONE) as stack:
         entries = [stack.endpoint(number) for number in range(3)]
         stack.list_pods(*entries, *(mirror.endpoint() for mirror in mirrors))
         await serves(stack, "tiny", "mirror")
@@ -110,7 +111,7 @@ def held(wiring: Wiring, number: int) -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bereaved() -> AsyncIterator[Envoys]:
     """Four pods, of which `engine-0` holds what `held` says, and is gone without notice."""
-    async with gateway(engines=4) as stack:
+    async with gateway(engines=4, environment=EVENTS_ALONE) as stack:
         for wiring in EVERY_WIRING:
             for number in range(3):
                 prompt = held(wiring, number)

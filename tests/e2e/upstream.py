@@ -175,10 +175,11 @@ async def send_raw(url: str, *pieces: bytes) -> tuple[int, bytes]:
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        answer = await reader.read()
+        async with asyncio.timeout(10):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            answer = await reader.read()
     finally:
         writer.close()
     return int(answer.split(b" ", 2)[1]), answer
