@@ -9,7 +9,7 @@ import json
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from aibrix_extproc.routing.strategies import STRATEGIES, build
 from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Scored, Strategy
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool, TokenizerUnavailable
+from aibrix_extproc.tokenizer.types import WITHOUT_A_CALL
 
 BYTES_PER_TOKEN: Final = 4
 """Length of a prompt whose tokens are not known: its bytes divided by this."""
@@ -60,6 +61,8 @@ class _Tokens:
 
     ids: "array[int] | None"
     fallback: str | None
+    waited: bool = False
+    """They took a call, during which pods may have come and gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Decider:
         if isinstance(plan, Passed):
             return plan
         tokens = await self._tokens(plan, started)
+        plan = self._still_true(plan, tokens, request)
         view = self._view(plan, tokens)
         decision = plan.strategy.rank(view.context)
         self._count(plan, tokens, view, decision, started)
@@ -141,6 +145,7 @@ class Decider:
         if isinstance(plan, Passed):
             return {"outcome": "passed", "reason": plan.reason}
         tokens = await self._tokens(plan, started)
+        plan = self._still_true(plan, tokens, request)
         view = self._view(plan, tokens)
         decision = plan.strategy.rank(view.context)
         return {
@@ -166,14 +171,35 @@ class Decider:
             if not is_completion_path(request.path):
                 return Passed("model_not_known")
             raise ModelNotFound(parsed.model)
-        name = request.headers.get("routing-strategy") or self._settings.routing_algorithm
         try:
-            strategy = self._strategies.get(name)
-            if strategy is None:
-                raise UnknownStrategy(name, tuple(STRATEGIES))
+            strategy = self._strategy(request)
             return _Plan(parsed, served, strategy, self._candidates(request, served))
         except RequestError as error:
             error.model_label = served.name
+            raise
+
+    def _strategy(self, request: RouteRequest) -> Strategy:
+        """The one that the client names, else the operator's. Raises UnknownStrategy.
+
+        A 400 is for the two paths only: on others a name that does not exist counts as none.
+        """
+        default = self._settings.routing_algorithm
+        name = request.headers.get("routing-strategy") or default
+        strategy = self._strategies.get(name)
+        if strategy is not None:
+            return strategy
+        if is_completion_path(request.path):
+            raise UnknownStrategy(name, tuple(STRATEGIES))
+        return self._strategies[default]
+
+    def _still_true(self, plan: _Plan, tokens: _Tokens, request: RouteRequest) -> _Plan:
+        """The plan with the candidates of now: one that went meanwhile has no source any more."""
+        if not tokens.waited:
+            return plan
+        try:
+            return replace(plan, candidates=self._candidates(request, plan.served))
+        except RequestError as error:
+            error.model_label = plan.served.name
             raise
 
     def _read(self, request: RouteRequest) -> ParsedBody | Passed:
@@ -231,8 +257,8 @@ class Decider:
         try:
             tokens = await self._tokenizer.tokenize(prompt, addresses, left_s)
         except TokenizerUnavailable as error:
-            return _Tokens(None, error.reason)
-        return _Tokens(tokens.ids, None)
+            return _Tokens(None, error.reason, waited=True)
+        return _Tokens(tokens.ids, None, waited=tokens.source not in WITHOUT_A_CALL)
 
     def _view(self, plan: _Plan, tokens: _Tokens) -> _View:
         now = self._clock()
@@ -296,8 +322,11 @@ class Decider:
         """How long the answer should take, where its end will not be seen; else None."""
         if request.end_seen:
             return None
-        length = plan.parsed.max_tokens or self._settings.expected_output_tokens
-        return length * self._settings.expected_token_time_s
+        settings = self._settings
+        length = plan.parsed.max_tokens or settings.expected_output_tokens
+        # A client may write any number, one that no float holds among them.
+        most = settings.reservation_limit_s / settings.expected_token_time_s
+        return min(length, most) * settings.expected_token_time_s
 
     def _count(
         self, plan: _Plan, tokens: _Tokens, view: _View, decision: Decision, started: float

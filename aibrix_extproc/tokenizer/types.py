@@ -7,6 +7,9 @@ from typing import Final
 
 from aibrix_extproc.errors import ExtprocError
 
+WITHOUT_A_CALL: Final = ("cache", "body")
+"""Sources of tokens that were there at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:

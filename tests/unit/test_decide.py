@@ -21,7 +21,7 @@ from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
-from aibrix_extproc.routing.ledger import Ledger
+from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool
@@ -181,6 +181,14 @@ async def test_an_unknown_strategy_is_told() -> None:
             await rig.pick(completion("hi"), headers={"routing-strategy": "best"})
 
 
+async def test_on_another_path_an_unknown_strategy_is_no_error() -> None:
+    async with running([plain_pod("a")]) as rig:
+        body = {"model": "tiny", "input": "hi"}
+        headers = {"routing-strategy": "best"}
+        picked = await rig.pick(body, path="/v1/embeddings", headers=headers)
+        assert picked.strategy == "prefix-cache"
+
+
 async def test_a_filter_and_a_subset_leave_only_what_they_allow() -> None:
     a, b = plain_pod("a", labels={"tier": "gold"}), plain_pod("bb", labels={"tier": "tin"})
     async with running([a, b]) as rig:
@@ -236,9 +244,10 @@ async def test_without_a_tokenizer_load_decides_and_the_reason_is_counted() -> N
         assert rig.value("aibrix_extproc_fallback_total", reason="refused") == 1
 
 
-async def test_over_the_deadline_load_decides() -> None:
-    asked = asyncio.Event()
-    leave = asyncio.Event()
+@contextlib.asynccontextmanager
+async def hanging_tokenizer() -> AsyncIterator[tuple[str, asyncio.Event, asyncio.Event]]:
+    """Its URL, an event that it was asked, and one that lets it fail."""
+    asked, leave = asyncio.Event(), asyncio.Event()
 
     async def hang(_request: web.Request) -> web.Response:
         asked.set()
@@ -252,18 +261,50 @@ async def test_over_the_deadline_load_decides() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     try:
-        async with running(
-            [plain_pod("a")],
-            tokenizer_endpoint=f"http://{host}:{port}",
-            decision_timeout_s=0.05,
-        ) as rig:
-            picked = await rig.pick(completion(LONG))
-            assert asked.is_set()
-            assert picked.matched_tokens == 0
-            assert rig.value("aibrix_extproc_fallback_total", reason="deadline") == 1
+        yield f"http://{host}:{port}", asked, leave
     finally:
         leave.set()
         await runner.cleanup()
+
+
+async def test_over_the_deadline_load_decides() -> None:
+    async with (
+        hanging_tokenizer() as (url, asked, _),
+        running([plain_pod("a")], tokenizer_endpoint=url, decision_timeout_s=0.05) as rig,
+    ):
+        picked = await rig.pick(completion(LONG))
+        assert asked.is_set()
+        assert picked.matched_tokens == 0
+        assert rig.value("aibrix_extproc_fallback_total", reason="deadline") == 1
+
+
+async def test_a_pod_that_goes_while_its_prompt_is_tokenized_is_not_picked() -> None:
+    a, b = plain_pod("a"), plain_pod("bb")
+    async with (
+        hanging_tokenizer() as (url, asked, leave),
+        running([a, b], tokenizer_endpoint=url, decision_timeout_s=30.0) as rig,
+    ):
+        deciding = [asyncio.create_task(rig.pick(completion(LONG))) for _ in range(4)]
+        await asked.wait()
+        rig.registry.remove(a.key)
+        leave.set()
+        for picked in await asyncio.gather(*deciding):
+            assert [s.candidate.pod.name for s in picked.decision.ranking] == ["bb"]
+
+
+async def test_pods_that_all_go_while_a_prompt_is_tokenized_leave_nobody_to_pick() -> None:
+    async with (
+        hanging_tokenizer() as (url, asked, leave),
+        running([plain_pod("a")], tokenizer_endpoint=url, decision_timeout_s=30.0) as rig,
+    ):
+        deciding = asyncio.create_task(rig.pick(completion(LONG)))
+        await asked.wait()
+        rig.registry.upsert(plain_pod("a", ready=False))
+        leave.set()
+        with pytest.raises(errors.NoPodReady) as caught:
+            await deciding
+        assert caught.value.model_label == "tiny"
+        assert not len(rig.ledger)
 
 
 async def test_a_strategy_that_needs_no_tokens_asks_for_none() -> None:
@@ -341,6 +382,15 @@ async def test_where_the_end_is_not_seen_the_reservation_lasts_as_long_as_the_an
         await eventually_async(
             lambda: sum(load.requests for load in rig.ledger.loads(loop.time()).values()) == 1
         )
+
+
+async def test_a_limit_of_tokens_beyond_all_reason_lasts_as_long_as_any_reservation() -> None:
+    async with running([plain_pod("a")], reservation_limit_s=1000.0) as rig:
+        body = {**completion("hi"), "max_tokens": 10**400}
+        headers = {"routing-strategy": "random"}
+        picked = await rig.pick(body, headers=headers, end_seen=False)
+        assert isinstance(picked.ticket, Ticket)
+        assert 900 < picked.ticket.deadline_s - asyncio.get_running_loop().time() <= 1000
 
 
 async def test_explain_says_why_and_reserves_nothing() -> None:
