@@ -39,6 +39,8 @@ _READ: Final = frozenset(
     (":method", ":path", "content-type", "content-length", REQUEST_ID, *PREFERENCE_HEADERS)
 )
 _ID_LIMIT_BYTES: Final = 128
+_LENGTH_DIGITS: Final = 20
+"""Of a content-length. Python refuses to read an int of more than 4,300 digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,11 @@ def read_head(message: pb.HttpHeaders) -> RequestHead:
         name = header.key.lower()
         if name in _READ and name not in seen:
             seen[name] = header_text(header)
-    length = seen.get("content-length", "")
     return RequestHead(
         method=seen.get(":method", ""),
         path=seen.get(":path", ""),
         content_type=seen.get("content-type", "").partition(";")[0].strip().lower(),
-        content_length=int(length) if length.isascii() and length.isdigit() else None,
+        content_length=_length(seen.get("content-length", "")),
         request_id=_usable_id(seen.get(REQUEST_ID, "")),
         preferences={name: seen[name] for name in PREFERENCE_HEADERS if name in seen},
         end_of_stream=message.end_of_stream,
@@ -79,6 +80,13 @@ def read_head(message: pb.HttpHeaders) -> RequestHead:
 def header_text(header: pb.HeaderValue) -> str:
     """The value: `raw_value` where it is set, else `value`."""
     return header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
+
+
+def _length(text: str) -> int | None:
+    """A content-length; of one too long for any body its first digits are as good."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    return int(text.lstrip("0")[:_LENGTH_DIGITS] or "0")
 
 
 def _usable_id(text: str) -> str | None:

@@ -367,12 +367,13 @@ def test_a_body_over_the_limit_is_413() -> None:
     assert one_reply(stream.receive(request_body(b"x" * 11))).immediate_response.status.code == 413
 
 
-def test_content_length_over_the_limit_is_413_before_the_body() -> None:
-    effects = make(max_body_bytes=10).receive(request_headers(content_length="11"))
+@pytest.mark.parametrize("length", ["11", "0" * 40 + "11", "9" * 5000])
+def test_content_length_over_the_limit_is_413_before_the_body(length: str) -> None:
+    effects = make(max_body_bytes=10).receive(request_headers(content_length=length))
     assert one_reply(effects).immediate_response.status.code == 413
 
 
-@pytest.mark.parametrize("length", ["10", "ten", "-1", "²"])
+@pytest.mark.parametrize("length", ["10", "0" * 5000, "ten", "-1", "²"])
 def test_other_content_lengths_say_nothing(length: str) -> None:
     effects = make(max_body_bytes=10).receive(request_headers(content_length=length))
     assert one_reply(effects).HasField("request_headers")
