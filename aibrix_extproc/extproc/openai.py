@@ -7,6 +7,7 @@ tokenizers get the client's own bytes. What is wrong with a field that routing d
 the engine's to say.
 """
 
+import contextlib
 import secrets
 from array import array
 from collections.abc import Mapping
@@ -72,6 +73,14 @@ NOT_PROMPT: Final = frozenset(
 """Fields that never change the token ids (vLLM 0.32). Any other field is part of the cache key,
 an unknown one too: at worst a prompt is tokenized twice."""
 
+MAX_FIELDS: Final = 1024
+"""Top-level fields of a body. Engines know about a hundred; each costs a step of Python here, and
+is kept while the prompt is tokenized."""
+
+MAX_ITEMS: Final = 16_384
+"""Prompts, messages or parts that are looked at one by one. A body of 16 MiB may hold millions:
+seconds in which nothing else is answered."""
+
 _DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default of max_tokens on /v1/completions
 _KEY_SEED: Final = secrets.randbits(64)  # a client cannot prepare two prompts with one key
 
@@ -129,11 +138,11 @@ class ParsedBody:
     """The body asks the engine to announce its hits again (vLLM 0.26+)."""
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, gc=False):
     text: Raw = Raw()
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: Raw = Raw()
 
 
@@ -145,6 +154,8 @@ _fields_of: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _messages_of: Final = msgspec.json.Decoder(list[_Message]).decode
 _parts_of: Final = msgspec.json.Decoder(list[_Part]).decode
 _prompt_of: Final = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
+_one_prompt_of: Final = msgspec.json.Decoder(str | list[int]).decode
+_items_of: Final = msgspec.json.Decoder(list[Raw]).decode
 _model_of: Final = msgspec.json.Decoder(_ModelOnly).decode
 
 # RecursionError: brackets nested some hundreds deep. ValueError: bytes that are no UTF-8.
@@ -170,6 +181,8 @@ def parse_body(path: str, body: bytes) -> ParsedBody:
             "The body is not a JSON object that can be read. Send one, in UTF-8, with the fields "
             "'model' and 'messages' or 'prompt'."
         ) from None
+    if len(fields) > MAX_FIELDS:
+        raise BadBody(f"The body has more than {MAX_FIELDS} fields. Send those of OpenAI's API.")
     model = _scalar(fields, "model")
     if not isinstance(model, str) or not model:
         raise NoModelInRequest()
@@ -222,7 +235,8 @@ def _chat(
         max_output_tokens=max_tokens or 0,
         add_special_tokens=False,
     )
-    text_bytes = sum(_text_bytes(message.content) for message in messages)
+    whole = len(messages) > MAX_ITEMS
+    text_bytes = _size(fields["messages"]) if whole else _text_bytes(messages)
     return prompt, text_bytes + _size(fields.get("tools", Raw()))
 
 
@@ -231,11 +245,7 @@ def _completion(
 ) -> tuple[Prompt | None, int]:
     if "prompt_embeds" in fields and _is_null(fields, "prompt"):
         return None, 0
-    try:
-        given = _prompt_of(fields.get("prompt", Raw()))
-    except _UNREADABLE:
-        raise _bad_prompt() from None
-    first, prompts = _first_prompt(given)
+    first, prompts = _first_prompt(fields.get("prompt", Raw()))
     if isinstance(first, str):
         kind, text, ids = PromptKind.COMPLETION, first, None
         first_bytes = memoryview(first.encode())
@@ -260,8 +270,17 @@ def _completion(
     return prompt, len(first_bytes)  # an id is four bytes: tokens * 4
 
 
-def _first_prompt(given: str | list[str | int | list[int]]) -> tuple[str | list[int], int]:
-    """The prompt that is routed by, and how many there are. Raises BadBody."""
+def _first_prompt(value: Raw) -> tuple[str | list[int], int]:
+    """The prompt that is routed by, and how many there are. Raises BadBody.
+
+    Of more than MAX_ITEMS only the first is read; the others are the engine's to check.
+    """
+    try:
+        if (many := _very_many(value)) is not None:
+            return _one_prompt_of(many[0]), len(many)
+        given = _prompt_of(value)
+    except _UNREADABLE:
+        raise _bad_prompt() from None
     if isinstance(given, str):
         return given, 1
     first = given[0] if given else None
@@ -270,6 +289,16 @@ def _first_prompt(given: str | list[str | int | list[int]]) -> tuple[str | list[
     if first is None or any(type(item) is not type(first) for item in given):
         raise _bad_prompt()
     return first, len(given)
+
+
+def _very_many(value: Raw) -> list[Raw] | None:
+    """The prompts of a list with more than MAX_ITEMS of them; None for all else."""
+    if _head(value) != b"[" or _size(value) <= 2 * MAX_ITEMS:
+        return None
+    if bytes(memoryview(value)[1:64]).lstrip()[:1].isdigit():
+        return None  # one prompt of token ids
+    items = _items_of(value)
+    return items if len(items) > MAX_ITEMS and not _head(items[0]).isdigit() else None
 
 
 def _ids(given: list[int]) -> "array[int]":
@@ -315,14 +344,28 @@ def _cache_key(
     return digest.digest()
 
 
-def _text_bytes(content: Raw) -> int:
-    """Bytes of the text in a message's content: a text, or a list of parts."""
+def _text_bytes(messages: list[_Message]) -> int:
+    """Bytes of the text in the messages' contents: texts, or lists of parts.
+
+    Past MAX_ITEMS parts a list counts as a whole.
+    """
+    total_bytes, parts_seen = 0, 0
+    for message in messages:
+        parts = _parts(message.content)
+        parts_seen += len(parts)
+        if parts and parts_seen <= MAX_ITEMS:
+            total_bytes += sum(_size(part.text) for part in parts)
+        else:
+            total_bytes += _size(message.content)
+    return total_bytes
+
+
+def _parts(content: Raw) -> list[_Part]:
+    """The parts of a content; none where it is a text, or cannot be read."""
     if _head(content) == b"[":
-        try:
-            return sum(_size(part.text) for part in _parts_of(content))
-        except _UNREADABLE:
-            pass
-    return _size(content)
+        with contextlib.suppress(*_UNREADABLE):
+            return _parts_of(content)
+    return []
 
 
 def _truncation(fields: Mapping[str, Raw]) -> tuple[int | None, bool]:

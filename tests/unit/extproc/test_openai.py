@@ -1,7 +1,9 @@
 """What is read of a request's body, and which bodies are refused."""
 
 import json
+import sys
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 
 from aibrix_extproc.errors import BadBody, NoModelInRequest
 from aibrix_extproc.extproc.openai import (
+    MAX_FIELDS,
+    MAX_ITEMS,
     ParsedBody,
     Prompt,
     PromptKind,
@@ -28,6 +32,24 @@ def chat(**fields: Any) -> ParsedBody:
 
 def completion(**fields: Any) -> ParsedBody:
     return parse_body(COMPLETION, json.dumps({"model": "m", "prompt": "hello"} | fields).encode())
+
+
+def lines_run(call: Callable[[], object]) -> int:
+    """How many lines of Python a call runs."""
+    lines = 0
+
+    def trace(_frame: object, event: str, _argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 def prompt_of(parsed: ParsedBody) -> Prompt:
@@ -257,6 +279,56 @@ class TestRefusals:
         with suppress(BadBody, NoModelInRequest):
             parse_body(path, body)
         peek_model(body)
+
+
+class TestBounds:
+    """A body of 16 MiB may hold millions of values: what is made of them is bounded."""
+
+    def test_more_fields_than_any_request_has_are_refused(self) -> None:
+        assert chat(**{f"f{i}": i for i in range(MAX_FIELDS - 2)}).model == "m"
+        with pytest.raises(BadBody, match="fields"):
+            chat(**{f"f{i}": i for i in range(MAX_FIELDS - 1)})
+
+    def test_of_very_many_prompts_only_the_first_is_read(self) -> None:
+        many = [[1, 2]] + [[-1]] * MAX_ITEMS
+        prompt = prompt_of(completion(prompt=many))
+        assert (prompt.token_ids, prompt.prompts) == (array("I", [1, 2]), MAX_ITEMS + 1)
+        prompt = prompt_of(completion(prompt=["a"] * (MAX_ITEMS + 1)))
+        assert (prompt.text, prompt.prompts) == ("a", MAX_ITEMS + 1)
+
+    @pytest.mark.parametrize("first", [None, {}, [], [-1], ["a"], True])
+    def test_the_first_of_very_many_prompts_must_be_one(self, first: object) -> None:
+        with pytest.raises(BadBody) as refused:
+            completion(prompt=[first] + [[1]] * MAX_ITEMS)
+        assert refused.value.param == "prompt"
+
+    def test_a_long_prompt_of_token_ids_is_read_whole(self) -> None:
+        ids = list(range(MAX_ITEMS + 1))
+        prompt = prompt_of(completion(prompt=ids))
+        assert (prompt.token_ids, prompt.prompts) == (array("I", ids), 1)
+
+    def test_very_many_messages_or_parts_count_their_bytes(self) -> None:
+        messages = [{"role": "user", "content": "x"}] * (MAX_ITEMS + 1)
+        assert chat(messages=messages).prompt_bytes == len(json.dumps(messages))
+        parts = [{"text": "x"}] * (MAX_ITEMS + 1)
+        content = [{"role": "user", "content": parts}]
+        assert chat(messages=content).prompt_bytes == len(json.dumps(parts))
+
+    @pytest.mark.parametrize(
+        ("path", "start", "item", "end"),
+        [
+            (COMPLETION, b'"prompt":[', b"[1]", b"]"),
+            (COMPLETION, b'"prompt":[', b'""', b"]"),
+            (CHAT, b'"messages":[', b"{}", b"]"),
+            (CHAT, b'"messages":[{"content":[', b"{}", b"]}]"),
+            (CHAT, b'"messages":[', b'{"content":[%b]}' % b",".join([b"{}"] * 1000), b"]"),
+        ],
+    )
+    def test_no_python_code_runs_for_each_of_a_million_values(
+        self, path: str, start: bytes, item: bytes, end: bytes
+    ) -> None:
+        body = b'{"model":"m",%b%b%b}' % (start, b",".join([item] * (3_000_000 // len(item))), end)
+        assert lines_run(lambda: parse_body(path, body)) < 100_000
 
 
 class TestCacheKey:
