@@ -4,7 +4,7 @@ Owns the three events and their encoding: tagged arrays to vLLM 0.23, tagged map
 the fields that the version knows. Knows neither when an event happens nor how it is sent.
 
 Source of the field table and of every byte: the publishers of vLLM 0.9.0 to 0.33.0, recorded in
-`tests/data/fakes`.
+`tests/data/vllm`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -14,7 +14,6 @@ into batches; and the three steps of `NOT_SERVED` and `NOT_RECORDED`, but for th
 """
 
 import asyncio
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,8 @@ from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.fakes.events import Event, EventEncoder
 from aibrix_extproc.fakes.publisher import EventPublisher
 from aibrix_extproc.fakes.tokenizer import ChatPrompt
-from tests.support import data_path, eventually_async
+from tests.recordings import payload_of, recorded
+from tests.support import eventually_async
 
 SIZE = 32
 UNKNOWN = 1_000_000
@@ -81,8 +81,18 @@ def events_of(payload: bytes) -> list[Map]:
 
 
 # -- the scenario, over HTTP -----------------------------------------------------------------------
-STEPS = [json.loads(line) for line in data_path("fakes/scenario_http.jsonl").open()]
-FRAMES = [json.loads(line) for line in data_path("fakes/scenario_frames.jsonl").open()]
+NOT_ABOUT_THE_CACHE = {
+    *("models", "version", "kv_event_sources", "health", "metrics", "metrics_end", "load"),
+    *("50_is_sleeping", "20_err_toolong", "20_toolong.tokenize"),
+}
+NOT_TOLD = {"t0": None, "path": None, "request": None, "response": {}}
+"""What the recording lacks of a streamed step."""
+STEPS = [
+    NOT_TOLD | step
+    for step in recorded("0.32-map-u64/http")
+    if step["step"] not in NOT_ABOUT_THE_CACHE
+]
+FRAMES = recorded("0.32-map-u64/frames")
 
 GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 
@@ -108,7 +118,7 @@ class Chains:
         self._salts: dict[object, str] = {}
         self._blocks: dict[object, tuple[object, list[int]]] = {}
         for frame in frames:
-            for event in events_of(bytes.fromhex(frame["payload_hex"])):
+            for event in events_of(payload_of(frame)):
                 if event["type"] != "BlockStored":
                     continue
                 parent = event["parent_block_hash"]
@@ -158,7 +168,7 @@ def recorded_events(group: Sequence[int]) -> list[Map]:
     """What the engine published between these steps and the next."""
     begin, after = start_of(group[0]), group[-1] + 1
     end = start_of(after) if after < len(STEPS) else float("inf")
-    payloads = [bytes.fromhex(f["payload_hex"]) for f in FRAMES if begin <= f["t"] < end]
+    payloads = [payload_of(f) for f in FRAMES if begin <= f["t"] < end]
     return [event for payload in payloads for event in events_of(payload)]
 
 
@@ -308,9 +318,7 @@ async def test_the_scenario_gives_the_recorded_events_step_by_step() -> None:
                 recorded = recorded_events(group)
                 pairs.compare(recorded, tap.take())
                 compared[STEPS[group[0]]["step"]] = len(recorded)
-    assert sum(compared.values()) == sum(
-        len(events_of(bytes.fromhex(frame["payload_hex"]))) for frame in FRAMES
-    )
+    assert sum(compared.values()) == sum(len(events_of(payload_of(frame))) for frame in FRAMES)
     assert compared["30_evict4"] == 17
     assert compared["03_same_again"] == 0
     assert compared["04_report_full"] == 1
@@ -335,11 +343,6 @@ async def send(client: aiohttp.ClientSession, tokenizer: RecordedTokenizer, numb
 
 
 # -- the truth, step by step of the engine ---------------------------------------------------------
-def lines(name: str) -> list[Map]:
-    with gzip.open(data_path(f"fakes/{name}"), "rt") as file:
-        return [json.loads(line) for line in file]
-
-
 class TruthPlayer:
     """Plays the recorded requests to a block manager and compares every batch on the way.
 
@@ -348,7 +351,7 @@ class TruthPlayer:
     """
 
     def __init__(self, frames: Sequence[Map], unhashed_first: bool) -> None:
-        self.batches = [events_of(bytes.fromhex(frame["payload_hex"])) for frame in frames]
+        self.batches = [events_of(payload_of(frame)) for frame in frames]
         self.at = 0
         self._chains = Chains(frames)
         self._blocks = BlockManager(64, SIZE, BlockHasher(5), unhashed_first)
@@ -443,7 +446,7 @@ def new_blocks(request: Map | None) -> list[int] | None:
 
 def play_all(unhashed_first: bool) -> tuple[list[int], TruthPlayer]:
     """Play the whole recording; what was reused, request by request."""
-    requests, frames = lines("truth_requests.jsonl.gz"), lines("truth_frames.jsonl.gz")
+    requests, frames = recorded("0.32-truth/requests"), recorded("0.32-truth/frames")
     player = TruthPlayer(frames, unhashed_first)
     pairs = zip(requests, [*requests[1:], None], strict=True)
     return [player.play(request, following) for request, following in pairs], player
@@ -451,7 +454,7 @@ def play_all(unhashed_first: bool) -> tuple[list[int], TruthPlayer]:
 
 def test_the_block_manager_reuses_stores_and_evicts_what_the_real_engine_did() -> None:
     cached, player = play_all(unhashed_first=True)
-    requests = lines("truth_requests.jsonl.gz")
+    requests = recorded("0.32-truth/requests")
     assert cached == [request["cached_tokens"] for request in requests]
     assert len(cached) == 398
     assert player.at == len(player.batches) == 733

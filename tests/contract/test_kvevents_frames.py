@@ -1,6 +1,5 @@
 """The frames of 30 vLLM publishers, as they were recorded: live and replayed ones agree."""
 
-import json
 from collections import defaultdict
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from aibrix_extproc.kvevents.effects import Apply, AskReplay, Effects, SourceState
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
 from aibrix_extproc.kvevents.wire import Batch, ReplayBatch, ReplayEnd, parse_live, parse_replay
-from tests.support import data_path
+from tests.recordings import recorded
 
 Frames = list[bytes]
 
@@ -16,10 +15,9 @@ Frames = list[bytes]
 def _recorded() -> dict[str, dict[str, list[Frames]]]:
     """Version → `live` and `replay` → messages, in order."""
     found: dict[str, dict[str, list[Frames]]] = defaultdict(lambda: defaultdict(list))
-    with data_path("fakes/publisher_matrix.jsonl").open() as lines:
-        for line in map(json.loads, lines):
-            source = "live" if line["src"] == "live" else "replay"
-            found[line["vllm"]][source].append([bytes.fromhex(f) for f in line["frames_hex"]])
+    for line in recorded("publisher_matrix"):
+        source = "live" if line["src"] == "live" else "replay"
+        found[line["vllm"]][source].append([bytes.fromhex(f) for f in line["frames_hex"]])
     return found
 
 

@@ -1,6 +1,5 @@
 """The encoder writes, byte for byte, what each recorded version of vLLM wrote."""
 
-import json
 from collections.abc import Iterator
 
 import msgpack
@@ -14,9 +13,9 @@ from aibrix_extproc.fakes.events import (
     EventEncoder,
     parse_version,
 )
-from tests.support import data_path
+from tests.recordings import payload_of, recorded
 
-MATRIX = [json.loads(line) for line in data_path("fakes/publisher_matrix.jsonl").open()]
+MATRIX = recorded("publisher_matrix")
 VERSIONS = sorted({row["vllm"] for row in MATRIX}, key=parse_version)
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -59,7 +58,7 @@ BATCHES: dict[int, list[Event]] = {
 """What the recorded publishers were fed, by sequence."""
 
 
-def recorded(version: str) -> Iterator[tuple[int, bytes]]:
+def recorded_batches(version: str) -> Iterator[tuple[int, bytes]]:
     """(sequence, payload) of each live batch of this version."""
     for row in MATRIX:
         if row["vllm"] == version and row["src"] == "live":
@@ -69,13 +68,13 @@ def recorded(version: str) -> Iterator[tuple[int, bytes]]:
 
 def test_the_matrix_holds_thirty_versions() -> None:
     assert len(VERSIONS) == 30
-    assert all(len(list(recorded(version))) == len(BATCHES) for version in VERSIONS)
+    assert all(len(list(recorded_batches(version))) == len(BATCHES) for version in VERSIONS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_same_events_become_the_same_bytes(version: str) -> None:
     encoder = EventEncoder(parse_version(version))
-    for sequence, payload in recorded(version):
+    for sequence, payload in recorded_batches(version):
         assert encoder.encode(1234.5, BATCHES[sequence]) == payload, sequence
 
 
@@ -83,8 +82,8 @@ def test_a_running_engine_s_payloads_come_out_as_they_went_in() -> None:
     encoder = EventEncoder((0, 32, 0))
     types = {"BlockStored": BlockStored, "BlockRemoved": BlockRemoved}
     count = 0
-    for line in data_path("fakes/scenario_frames.jsonl").open():
-        payload = bytes.fromhex(json.loads(line)["payload_hex"])
+    for frame in recorded("0.32-map-u64/frames"):
+        payload = payload_of(frame)
         timestamp, maps, rank = msgpack.unpackb(payload)
         events: list[Event] = []
         for fields in maps:

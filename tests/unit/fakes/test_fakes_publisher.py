@@ -1,6 +1,5 @@
 """The publisher over real sockets: live frames, replay, and the faults it can be asked for."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,8 @@ from aibrix_extproc.fakes.events import (
     parse_version,
 )
 from aibrix_extproc.fakes.publisher import END_OF_REPLAY, EventPublisher
-from tests.support import data_path, eventually, free_port
+from tests.recordings import recorded
+from tests.support import eventually, free_port
 from tests.unit.fakes.test_fakes_events import BATCHES
 
 WAIT_MS = 5000
@@ -113,8 +113,8 @@ def test_a_step_without_events_publishes_nothing() -> None:
 
 @pytest.mark.parametrize("version", ["0.9.0.post2", "0.25.0", "0.26.0", "0.33.0"])
 def test_a_replay_is_answered_frame_for_frame_as_the_recorded_version_does(version: str) -> None:
-    rows = [json.loads(line) for line in data_path("fakes/publisher_matrix.jsonl").open()]
-    recorded = [
+    rows = recorded("publisher_matrix")
+    expected = [
         [bytes.fromhex(frame) for frame in row["frames_hex"]]
         for row in rows
         if row["vllm"] == version and row["src"] != "live"
@@ -124,7 +124,7 @@ def test_a_replay_is_answered_frame_for_frame_as_the_recorded_version_does(versi
             if number == 6:
                 engine.burn_next()
             engine.publish(BATCHES.get(number, removal(1)), 1234.5)
-        assert replay(engine, 3) == recorded
+        assert replay(engine, 3) == expected
 
 
 def test_a_replay_from_above_the_last_number_is_the_end_marker_alone() -> None:
