@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from aibrix_extproc.extproc.openai import CHAT_PATH, COMPLETION_PATH, Prompt, PromptKind
+from aibrix_extproc.extproc.openai import CHAT_PATH, COMPLETION_PATH, MAX_FIELDS, Prompt, PromptKind
 
 TOKENIZE_PATH: Final = "/tokenize"
 CHAT_RENDER_PATH: Final = f"{CHAT_PATH}/render"
@@ -53,6 +53,7 @@ _rendered_list_of: Final = msgspec.json.Decoder(list[_Rendered]).decode
 _error_of: Final = msgspec.json.Decoder(_ErrorReply).decode
 _object_of: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
+_CONTAINER: Final = object()
 _UNREADABLE: Final = (msgspec.DecodeError, RecursionError, ValueError)
 
 
@@ -118,6 +119,8 @@ def _template_arguments(fields: Mapping[str, Raw]) -> dict[str, Raw] | None:
         if _value(fields, "chat_template_kwargs") is not None:
             return None  # no object: the tokenizer refuses it as the engine will
         given = {}
+    if len(given) > MAX_FIELDS:
+        return None  # nothing that a template reads: not worth seconds of the event loop
     if "reasoning_effort" in added and "enable_thinking" not in given:
         thinks = _value(fields, "reasoning_effort") != "none"
         added["enable_thinking"] = Raw(b"true" if thinks else b"false")
@@ -132,8 +135,13 @@ def _joined(fields: Mapping[str, Raw]) -> bytes:
 
 
 def _value(fields: Mapping[str, Raw], name: str) -> object:
+    """A field that is a scalar. A list or an object, megabytes of it perhaps, is not read."""
+    if name not in fields:
+        return None
+    if bytes(memoryview(fields[name])[:1]) in (b"[", b"{"):
+        return _CONTAINER
     try:
-        return msgspec.json.decode(fields[name]) if name in fields else None
+        return msgspec.json.decode(fields[name])
     except _UNREADABLE:
         return None
 

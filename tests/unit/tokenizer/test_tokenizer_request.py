@@ -1,12 +1,13 @@
 """What is sent to a tokenizer, and how its replies are read."""
 
 import json
+import tracemalloc
 from array import array
 from typing import Any
 
 import pytest
 
-from aibrix_extproc.extproc.openai import Prompt, parse_body
+from aibrix_extproc.extproc.openai import MAX_FIELDS, Prompt, parse_body
 from aibrix_extproc.tokenizer.request import (
     BadReply,
     OtherReply,
@@ -105,6 +106,22 @@ class TestChat:
         corrected = tokenize_body(prompt("/v1/chat/completions", body), exclude_tools=False)
         assert b'[ {"content": "h\\u00e9", "n": 1.50}]' in corrected
         assert json.loads(corrected)["chat_template_kwargs"] == {"documents": [{}]}
+
+    def test_documents_are_moved_without_being_read(self) -> None:
+        of = chat(documents=[[]] * 300_000)
+        tracemalloc.start()
+        try:
+            corrected = tokenize_body(of, exclude_tools=False)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(corrected) > 2 * 300_000
+        assert peak_bytes < 8 * len(of.body)
+
+    def test_more_template_arguments_than_any_template_reads_stay_as_they_are(self) -> None:
+        arguments = {f"a{i}": i for i in range(MAX_FIELDS + 1)}
+        of = chat(reasoning_effort="high", chat_template_kwargs=arguments)
+        assert tokenize_body(of, exclude_tools=False) is of.body
 
     def test_names_that_need_escapes_survive_a_correction(self) -> None:
         of = chat(**{'quo"te\n\u00e9': 1, "documents": []})
