@@ -35,6 +35,10 @@ SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 """Envoy's name of the service; the stubs' own package has another."""
 
 _MIB: Final = 1024 * 1024
+_CALM_SHARE: Final = 0.5
+"""Of the limit of streams: below it the trouble is said to be over. A number that wavers about the
+limit would else fill the log."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -250,7 +254,10 @@ class Processor:
     def _refusal(self) -> RequestError | None:
         limit = self._settings.max_streams
         full = len(self._open) >= limit
-        self._states.changed("open requests", "at the limit" if full else "ok", f"limit {limit}")
+        if full:
+            self._states.changed("open requests", "at the limit", f"limit {limit}")
+        elif len(self._open) < _CALM_SHARE * limit:
+            self._states.changed("open requests", "ok")
         return TooManyStreams(limit) if full else None
 
     def _log_failure(self, error: BaseException) -> None:

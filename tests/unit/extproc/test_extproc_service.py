@@ -242,6 +242,31 @@ async def test_above_the_limit_of_streams_requests_are_refused_undecided() -> No
         assert (await buffered(r.open())).HasField("request_body")
 
 
+async def test_a_number_of_streams_that_wavers_about_the_limit_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with rig(max_streams=3) as r:
+        calls = [r.open() for _ in range(3)]
+        for call in calls:
+            await buffered(call)
+        for _ in range(4):
+            refused = r.open()
+            await refused.write(request_headers())
+            assert (await refused.read()).immediate_response.status.code == 429
+            await refused.done_writing()
+            await calls.pop().done_writing()
+            await eventually_async(lambda: r.service.open_streams == 2)
+            calls.append(r.open())
+            await buffered(calls[-1])
+        assert caplog.text.count("open requests") == 1
+        for call in calls:
+            await call.done_writing()
+        await eventually_async(lambda: r.service.open_streams == 0)
+        await buffered(r.open())
+    assert caplog.text.count("open requests") == 2
+
+
 async def test_one_unusable_mode_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     async with rig() as r:
         for _ in range(2):
