@@ -49,9 +49,10 @@ class Modes:
 
         Outside duplex the stream lives as long as the answer. In duplex it ends with the
         request's body unless Envoy sends more; that it sends the answer's trailers is not said
-        in `protocol_config`, so only the answer's body counts as a promise.
+        in `protocol_config`, so only the answer's body counts as a promise, and an assumed mode
+        promises nothing.
         """
-        return not self.duplex or self.response != _NONE
+        return not self.duplex or (self.response != _NONE and not self.assumed)
 
     def unsupported(self) -> BodyModeUnsupported | None:
         """The error for a request whose body must be read and cannot be; None where it can."""

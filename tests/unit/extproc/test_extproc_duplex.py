@@ -342,6 +342,14 @@ def test_a_stream_that_ends_with_the_body_leaves_its_reservation_to_expire() -> 
     assert stream.closed(quiet_s=LINGER_S / 10) == []
 
 
+def test_where_duplex_is_only_assumed_the_end_of_the_answer_may_not_be_seen() -> None:
+    stream = make(default_body_mode="duplex")
+    stream.receive(request_headers(mode=None))
+    assert not asked(stream.receive(request_body(b"{}", END))).end_seen
+    stream.decided(three_pods("t"))
+    assert stream.closed(quiet_s=LINGER_S / 10) == []
+
+
 def test_a_stream_kept_open_for_the_answers_end_releases_at_its_own() -> None:
     stream, _ = answered()
     stream.receive(response_headers())
