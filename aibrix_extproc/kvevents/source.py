@@ -38,27 +38,23 @@ Two rules make it sound:
 
 from dataclasses import dataclass
 
+from aibrix_extproc.kvevents.belief import IN_SYNC, Belief
+from aibrix_extproc.kvevents.contact import Contact
 from aibrix_extproc.kvevents.effects import (
     Apply,
     AskReplay,
     CancelReplay,
-    Clear,
     ClearReason,
-    Effect,
     Effects,
     Notice,
     Noticed,
     Reconnect,
     SourceState,
-    StateChanged,
 )
 from aibrix_extproc.kvevents.waiting import Question, SequencedBatch, Waiting
 
 __all__ = ["SourceState", "SourceSync", "SyncLimits"]
 
-_IN_SYNC = (SourceState.EXACT, SourceState.PARTIAL)
-_ASK_AGAIN_S = 1.0
-"""After the first replay of a connection that has brought no live batch yet."""
 _OVERFLOWS_BEFORE_GIVING_UP = 2
 """In a row; then the source goes on without a replay, else it could be LOST for ever."""
 
@@ -78,24 +74,11 @@ class SourceSync:
     def __init__(self, limits: SyncLimits, *, has_replay: bool, now: float) -> None:
         self._limits = limits
         self._has_replay = has_replay
-        self._state = SourceState.CONNECTING
-        self._why = "added"
-        self._usable_through = False
-        self._first_sync_done = False
-        self._out: list[Effect] = []
-        # The connection.
-        self._is_connected = False
-        self._contact_at = now
-        self._heard_at = now
-        self._live_high: int | None = None
-        self._heard_live = False
-        self._tail_unsure = False
-        self._no_buffer = False
+        self._belief = Belief()
+        self._contact = Contact(now)
         # What is applied: `_expected` is the next number, `_last` the payload before it.
         self._expected = 0
         self._last: bytes | None = None
-        self._dirty = False
-        self._complete = False
         self._applying = False
         self._unproven = False
         # What waits, and for which answer.
@@ -112,22 +95,17 @@ class SourceSync:
 
     @property
     def state(self) -> SourceState:
-        return self._state
+        return self._belief.state
 
     @property
     def usable(self) -> bool:
-        """Whether its depth may be believed: what is held is right, or was a moment ago.
-
-        SYNCING counts where it follows one of those and nothing was cleared since: what a replay
-        builds up again passes through the engine's past, with blocks long removed.
-        """
-        state = self._state
-        return state in _IN_SYNC or (state is SourceState.SYNCING and self._usable_through)
+        """Whether its depth may be believed: what is held is right, or was a moment ago."""
+        return self._belief.usable
 
     @property
     def first_sync_done(self) -> bool:
         """It has been EXACT, PARTIAL or LOST once."""
-        return self._first_sync_done
+        return self._belief.first_sync_done
 
     @property
     def sequence(self) -> int | None:
@@ -143,32 +121,34 @@ class SourceSync:
 
     def connected(self, now: float) -> Effects:
         """A new connection to the engine stands; its live batches follow."""
-        if not self._is_connected:
+        if not self._contact.stands:
             self._connect(now)
         return self._pump(now)
 
     def disconnected(self, now: float) -> Effects:
         """The connection is gone; none of its batches will follow."""
-        if self._is_connected:
+        if self._contact.stands:
             self._hang_up(now)
-        return self._flush()
+        return self._belief.flush()
 
     def tick(self, now: float) -> Effects:
         """Time has passed; call it a few times a second."""
-        if not self._is_connected:
-            away_s = now - self._contact_at
-            if self._state is not SourceState.LOST and away_s >= self._limits.lost_after_s:
-                if self._state is not SourceState.CONNECTING:
-                    self._clear(ClearReason.LOST)
+        if not self._contact.stands:
+            away_s = now - self._contact.changed_at
+            if self._belief.state is not SourceState.LOST and away_s >= self._limits.lost_after_s:
+                if self._belief.state is not SourceState.CONNECTING:
+                    self._belief.clear(ClearReason.LOST)
                 self._forget()
-                self._set_state(SourceState.LOST, f"no contact for {self._limits.lost_after_s:g} s")
-        elif self._state is SourceState.LOST:
+                self._belief.become(
+                    SourceState.LOST, f"no contact for {self._limits.lost_after_s:g} s"
+                )
+        elif self._belief.state is SourceState.LOST:
             if now >= self._resync_at:
                 self._resync(now)
-        elif self._state in _IN_SYNC and self._may_ask() and self._question is None:
-            silent_s = now - max(self._heard_at, self._asked_at)
-            if silent_s >= self._patience_s():
-                self._tail_unsure = False
+        elif self._belief.state in IN_SYNC and self._may_ask() and self._question is None:
+            silent_s = now - max(self._contact.heard_at, self._asked_at)
+            if silent_s >= self._contact.patience_s(self._limits.idle_probe_s):
+                self._contact.tail_unsure = False
                 self._ask(now)
         return self._pump(now)
 
@@ -176,23 +156,23 @@ class SourceSync:
 
     def live(self, sequence: int, payload: bytes, now: float) -> Effects:
         """A batch from PUB. Data is contact, even where no one said `connected`."""
-        if not self._is_connected:
+        if not self._contact.stands:
             self._connect(now)
-        self._heard_at = now
-        self._heard_live = True
-        high = self._live_high
-        if high is not None and sequence <= high and self._state is not SourceState.LOST:
+        self._contact.heard_at = now
+        self._contact.heard_live = True
+        high = self._contact.live_high
+        if high is not None and sequence <= high and self._belief.state is not SourceState.LOST:
             if sequence == self._expected - 1 and payload == self._last:
-                return self._flush()
+                return self._belief.flush()
             self._restart(f"its numbers went from {high} down to {sequence}")
             self._drop_waiting()
             if sequence > 0 and self._may_ask():
                 self._ask(now)
         elif high is not None and sequence > max(high + 1, self._expected):
-            self._out.append(Noticed(Notice.GAP))
-        self._live_high = sequence
-        if self._state is SourceState.LOST:
-            return self._flush()
+            self._belief.owe(Noticed(Notice.GAP))
+        self._contact.live_high = sequence
+        if self._belief.state is SourceState.LOST:
+            return self._belief.flush()
         self._waiting.push_live(sequence, payload)
         effects = self._pump(now, arrived=sequence)
         if self._waiting.queue_bytes > self._limits.queue_bytes and not self._applying:
@@ -211,7 +191,7 @@ class SourceSync:
             return self._pump(now)
         if self._unproven:
             if sequence >= self._expected:
-                self._clear(ClearReason.UNPROVEN)
+                self._belief.clear(ClearReason.UNPROVEN)
                 self._forget()
                 question.holes = True
             self._unproven = False
@@ -232,7 +212,7 @@ class SourceSync:
         if question.live_high is not None:
             self._answered_up_to = question.live_high
         holes = question.holes or (self._hole() is not None and not self._worth_asking())
-        self._out.append(Noticed(Notice.REPLAY_PARTIAL if holes else Notice.REPLAY_COMPLETE))
+        self._belief.owe(Noticed(Notice.REPLAY_PARTIAL if holes else Notice.REPLAY_COMPLETE))
         return self._pump(now)
 
     def replay_failed(self, ask: int, *, port_closed: bool, now: float) -> Effects:
@@ -241,44 +221,44 @@ class SourceSync:
         if question is None or question.ask != ask:
             return ()
         self._question = None
-        self._tail_unsure = False
-        self._out.append(Noticed(Notice.NO_REPLAY_PORT if port_closed else Notice.REPLAY_FAILED))
-        if self._live_high is not None:
-            self._answered_up_to = self._live_high
+        self._contact.tail_unsure = False
+        self._belief.owe(Noticed(Notice.NO_REPLAY_PORT if port_closed else Notice.REPLAY_FAILED))
+        if self._contact.live_high is not None:
+            self._answered_up_to = self._contact.live_high
         if self._unproven:
-            self._clear(ClearReason.UNPROVEN)
+            self._belief.clear(ClearReason.UNPROVEN)
             self._forget()
-        if self._state is SourceState.SYNCING:
-            self._why = "the replay port is closed" if port_closed else "the replay failed"
+        if self._belief.state is SourceState.SYNCING:
+            self._belief.why = "the replay port is closed" if port_closed else "the replay failed"
         return self._pump(now)
 
     def applied(self, *, cleared: bool, loss: ClearReason | None, now: float) -> Effects:
         """The result of the last `Apply`: it held AllBlocksCleared; it lost something."""
         self._applying = False
         if loss is not None:
-            self._clear(loss)
-            self._why = "a batch could not be read without loss"
+            self._belief.clear(loss)
+            self._belief.why = "a batch could not be read without loss"
         elif cleared:
-            self._complete = True
-            self._why = "the engine emptied its cache"
+            self._belief.complete = True
+            self._belief.why = "the engine emptied its cache"
         return self._pump(now)
 
     def failed(self, now: float) -> Effects:
         """The driver failed, so what was applied is not known: start over on a new connection."""
         self._applying = False
         self._hang_up(now)
-        self._out.append(Reconnect())
-        self._clear(ClearReason.ERROR)
+        self._belief.owe(Reconnect())
+        self._belief.clear(ClearReason.ERROR)
         self._forget()
-        self._set_state(SourceState.SYNCING, "this process failed to follow it")
-        self._usable_through = False
-        return self._flush()
+        self._belief.become(SourceState.SYNCING, "this process failed to follow it")
+        self._belief.doubt()
+        return self._belief.flush()
 
     # -- moving on ----------------------------------------------------------------------------
 
     def _pump(self, now: float, arrived: int | None = None) -> Effects:
         """Do all that can be done now, up to the next batch to apply."""
-        if self._is_connected and self._state is not SourceState.LOST:
+        if self._contact.stands and self._belief.state is not SourceState.LOST:
             while not self._applying and not self._unproven:
                 batch = self._waiting.take(self._expected)
                 if batch is not None:
@@ -287,18 +267,18 @@ class SourceSync:
                     break
             if not self._applying and not self._unproven:
                 self._settle()
-        return self._flush()
+        return self._belief.flush()
 
     def _take(self, batch: SequencedBatch, *, live: bool) -> None:
         self._expected = batch.sequence + 1
         self._last = batch.payload
-        self._dirty = True
+        self._belief.dirty = True
         self._applying = True
         self._take_any = False
         if batch.sequence == 0:
-            self._complete = True
-            self._why = "complete from its first batch"
-        self._out.append(Apply(batch.sequence, batch.payload, live))
+            self._belief.complete = True
+            self._belief.why = "complete from its first batch"
+        self._belief.owe(Apply(batch.sequence, batch.payload, live))
 
     def _hole(self) -> int | None:
         """The first number at hand, where it is not the expected one."""
@@ -320,32 +300,34 @@ class SourceSync:
             if self._question is None and self._worth_asking():
                 self._ask(now)
             if self._question is not None:
-                self._set_state(SourceState.SYNCING, f"batch {self._expected} is missing")
+                self._belief.become(SourceState.SYNCING, f"batch {self._expected} is missing")
                 return False
         if self._question is not None:
             self._question.holes = True
-        self._why = f"batch {self._expected} could not be had"
-        if self._dirty:
-            self._clear(ClearReason.GAP)
-        self._complete = False
+        self._belief.why = f"batch {self._expected} could not be had"
+        if self._belief.dirty:
+            self._belief.clear(ClearReason.GAP)
+        self._belief.complete = False
         self._expected = first
         return True
 
     def _settle(self) -> None:
         """Leave SYNCING where nothing is missing any more; tell EXACT from PARTIAL."""
-        if self._state is SourceState.SYNCING:
-            joined = self._live_high is not None and self._live_high < self._expected
+        if self._belief.state is SourceState.SYNCING:
+            joined = (
+                self._contact.live_high is not None and self._contact.live_high < self._expected
+            )
             if self._waiting.first is not None or (self._question is not None and not joined):
                 return
             self._overflows = 0
-        self._set_state(SourceState.EXACT if self._complete else SourceState.PARTIAL, self._why)
+        self._belief.become(
+            SourceState.EXACT if self._belief.complete else SourceState.PARTIAL, self._belief.why
+        )
 
     # -- what happens to the engine -----------------------------------------------------------
 
     def _connect(self, now: float) -> None:
-        self._is_connected = True
-        self._contact_at = self._heard_at = now
-        self._no_buffer = False
+        self._contact.begin(now)
         self._resync(now)
 
     def _resync(self, now: float) -> None:
@@ -353,37 +335,34 @@ class SourceSync:
         self._answered_up_to = -1
         if not self._has_replay:
             if self._last is not None:
-                self._clear(ClearReason.UNPROVEN)
+                self._belief.clear(ClearReason.UNPROVEN)
                 self._forget()
-            self._out.append(Noticed(Notice.NO_REPLAY_PORT))
-            self._set_state(SourceState.PARTIAL, "it has no replay port")
+            self._belief.owe(Noticed(Notice.NO_REPLAY_PORT))
+            self._belief.become(SourceState.PARTIAL, "it has no replay port")
             return
         if self._overflows >= _OVERFLOWS_BEFORE_GIVING_UP:
             self._overflows = 0
             self._take_any = True
-            self._set_state(SourceState.PARTIAL, "no replay, since it overflowed the queue")
+            self._belief.become(SourceState.PARTIAL, "no replay, since it overflowed the queue")
             return
         self._unproven = self._last is not None
-        self._tail_unsure = True
-        self._set_state(SourceState.SYNCING, "connected")
+        self._contact.tail_unsure = True
+        self._belief.become(SourceState.SYNCING, "connected")
         self._ask(now)
 
     def _hang_up(self, now: float) -> None:
-        self._is_connected = False
-        self._contact_at = now
-        self._live_high = None
-        self._heard_live = False
+        self._contact.end(now)
         self._unproven = False
         self._drop_waiting()
 
     def _restart(self, why: str) -> None:
         """Another engine process: nothing of the one before is left."""
-        self._out.append(Noticed(Notice.RESTART))
-        self._clear(ClearReason.RESTART)
+        self._belief.owe(Noticed(Notice.RESTART))
+        self._belief.clear(ClearReason.RESTART)
         self._forget()
         self._answered_up_to = -1
-        self._set_state(SourceState.SYNCING, why)
-        self._usable_through = False
+        self._belief.become(SourceState.SYNCING, why)
+        self._belief.doubt()
 
     def _other_engine(self, why: str, now: float) -> None:
         """The replay port's engine is not the one whose batches were applied."""
@@ -393,7 +372,7 @@ class SourceSync:
             # The subscription may still hang on the engine before: its batches must not be mixed
             # with those of this one.
             self._hang_up(now)
-            self._out.append(Reconnect())
+            self._belief.owe(Reconnect())
         else:
             self._ask(now)
 
@@ -401,48 +380,41 @@ class SourceSync:
         """An empty answer to a question from 0."""
         if question.heard_live:
             # It publishes and holds nothing (buffer_steps: 0): asking is useless.
-            self._no_buffer = True
+            self._contact.no_buffer = True
         elif self._expected == 0:
-            self._complete = True
-            self._why = "it has published nothing yet"
+            self._belief.complete = True
+            self._belief.why = "it has published nothing yet"
 
     def _overflow(self, now: float) -> Effects:
         waiting_bytes = self.pending_bytes
         self._drop_waiting()
-        self._clear(ClearReason.OVERFLOW)
+        self._belief.clear(ClearReason.OVERFLOW)
         self._forget()
         self._overflows += 1
         self._resync_at = now + self._limits.idle_probe_s
-        self._set_state(SourceState.LOST, f"{waiting_bytes} bytes of batches waited for a replay")
-        return self._flush()
+        self._belief.become(
+            SourceState.LOST, f"{waiting_bytes} bytes of batches waited for a replay"
+        )
+        return self._belief.flush()
 
     # -- small parts --------------------------------------------------------------------------
 
-    def _patience_s(self) -> float:
-        """How long a silence may last before the source is asked.
-
-        Short once on each connection, as long as it brought no live batch: the engine may have
-        answered the first question before it took note of the subscription, and a batch between
-        the two reached nobody.
-        """
-        if self._tail_unsure and not self._heard_live:
-            return min(_ASK_AGAIN_S, self._limits.idle_probe_s)
-        return self._limits.idle_probe_s
-
     def _may_ask(self) -> bool:
-        return self._has_replay and not self._no_buffer
+        return self._has_replay and not self._contact.no_buffer
 
     def _ask(self, now: float) -> None:
         self._cancel()
         self._asks += 1
         self._asked_at = now
         start = 0 if self._last is None else self._expected - 1
-        self._question = Question(self._asks, start, self._last, self._live_high, self._heard_live)
-        self._out.append(AskReplay(self._asks, start))
+        self._question = Question(
+            self._asks, start, self._last, self._contact.live_high, self._contact.heard_live
+        )
+        self._belief.owe(AskReplay(self._asks, start))
 
     def _cancel(self) -> None:
         if self._question is not None:
-            self._out.append(CancelReplay(self._question.ask))
+            self._belief.owe(CancelReplay(self._question.ask))
             self._question = None
         self._waiting.drop_replayed()
 
@@ -450,31 +422,9 @@ class SourceSync:
         self._cancel()
         self._waiting.clear()
 
-    def _clear(self, reason: ClearReason) -> None:
-        self._out.append(Clear(reason))
-        self._dirty = False
-        self._complete = False
-        self._usable_through = False
-
     def _forget(self) -> None:
         """Nothing is known of the engine's numbers; the next question begins at 0."""
         self._expected = 0
         self._last = None
         self._unproven = False
-        self._complete = False
-
-    def _set_state(self, state: SourceState, why: str) -> None:
-        before = self._state
-        if state is before:
-            return
-        if state is SourceState.SYNCING:
-            self._usable_through = before in _IN_SYNC
-        else:
-            self._first_sync_done = True
-        self._state = state
-        self._out.append(StateChanged(before, state, why))
-
-    def _flush(self) -> Effects:
-        effects = tuple(self._out)
-        self._out.clear()
-        return effects
+        self._belief.complete = False
