@@ -1,21 +1,33 @@
 """The environment, read once into one frozen `Settings`.
 
-Owns every variable: its name, default, check and one line of meaning (the README's table is
-compared with it). Knows nothing of what the values do. A value that cannot be used is a
-`SettingsError` that names the variable; `cli` turns it into exit code 2.
+Owns every variable: its name, default and one line of meaning (the README's table is compared
+with it); `setting_types` owns how values are written. Knows nothing of what they do. A value that
+cannot be used is a `SettingsError` that names the variable; `cli` turns it into exit code 2.
 """
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from aibrix_extproc.errors import SettingsError
-from aibrix_extproc.units import parse_duration_s, parse_size_bytes
+from aibrix_extproc.setting_types import (
+    LOWER,
+    UPPER,
+    Address,
+    BodyLimit,
+    Duration,
+    DurationOrZero,
+    Endpoint,
+    Flag,
+    Port,
+    Size,
+)
 
 IGNORED: Final[Mapping[str, str]] = {
     "AIBRIX_PREFIX_CACHE_TOKENIZER_TYPE": "tokens always come from the remote tokenizer",
@@ -27,51 +39,10 @@ IGNORED: Final[Mapping[str, str]] = {
 """Variables of AIBrix's manifests that mean nothing here, and why: accepted with a warning."""
 
 _OWN_PREFIXES: Final = ("AIBRIX_EXTPROC_", "AIBRIX_KV_", "AIBRIX_PREFIX_CACHE_")
-
-
-def _duration(value: object) -> object:
-    return parse_duration_s(value) if isinstance(value, str) else value
-
-
-def _size(value: object) -> object:
-    return parse_size_bytes(value) if isinstance(value, str) else value
-
-
-def _flag(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    flag = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if value.strip().lower() not in flag:
-        raise ValueError(f"{value!r} is neither true nor false")
-    return flag[value.strip().lower()]
-
-
-def _address(value: object) -> object:
-    """`:8080` means every interface; `host:port` is taken as it is."""
-    if not isinstance(value, str):
-        return value
-    host, colon, port = value.strip().rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{value!r} is not host:port (for every interface write :8080)")
-    return f"{host or '0.0.0.0'}:{port}"  # noqa: S104
-
-
-def _endpoint(value: object) -> object:
-    """An http(s) URL without a trailing slash, or empty for none."""
-    if not isinstance(value, str) or not value.strip():
-        return ""
-    url = value.strip().rstrip("/")
-    if not url.startswith(("http://", "https://")) or not url.split("://", 1)[1]:
-        raise ValueError(f"{value!r} is not a URL: write http://host:port")
-    return url
-
-
-Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
-DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Address = Annotated[str, BeforeValidator(_address)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+_OF_A_SERVICE: Final = re.compile(
+    r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)"
+)
+"""What Kubernetes sets in every pod for a Service named `aibrix-extproc…`: no misspelling."""
 
 
 class BodyMode(StrEnum):
@@ -105,7 +76,11 @@ class Settings(BaseModel):
     """Everything that an operator can set. Names carry units; `from_environment` builds it."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,
+        str_strip_whitespace=True,
     )
 
     # -- AIBrix's own variables ---------------------------------------------------------------
@@ -119,7 +94,7 @@ class Settings(BaseModel):
         "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER",
         "Tokenize prompts by the engines' own `/tokenize`.",
     )
-    tokenizer_endpoint: Annotated[str, BeforeValidator(_endpoint)] = _var(
+    tokenizer_endpoint: Endpoint = _var(
         "",
         "AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT",
         "URL of a tokenizer to ask first; where it is unset, or does not know the model, a ready "
@@ -160,8 +135,10 @@ class Settings(BaseModel):
         "AIBRIX_EXTPROC_ADMIN_ADDRESS",
         "Health, metrics and debug pages over HTTP.",
     )
-    log_level: LogLevel = _var(LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line.")
-    log_format: LogFormat = _var(
+    log_level: Annotated[LogLevel, UPPER] = _var(
+        LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line."
+    )
+    log_format: Annotated[LogFormat, LOWER] = _var(
         LogFormat.TEXT, "AIBRIX_EXTPROC_LOG_FORMAT", "`text` or `json`, one object a line."
     )
     pre_stop_delay_s: DurationOrZero = _var(
@@ -184,7 +161,7 @@ class Settings(BaseModel):
     max_streams: Annotated[int, Field(ge=1)] = _var(
         10_000, "AIBRIX_EXTPROC_MAX_STREAMS", "Requests open at once; above it 429."
     )
-    max_body_bytes: Size = _var(
+    max_body_bytes: BodyLimit = _var(
         16 * 1024 * 1024, "AIBRIX_EXTPROC_MAX_BODY_BYTES", "Largest request body; above it 413."
     )
     max_inflight_bytes: Size = _var(
@@ -197,7 +174,7 @@ class Settings(BaseModel):
         "AIBRIX_EXTPROC_DECISION_TIMEOUT",
         "From the last byte of a body to its decision; over it the request is routed by load.",
     )
-    default_body_mode: BodyMode = _var(
+    default_body_mode: Annotated[BodyMode, LOWER] = _var(
         BodyMode.BUFFERED,
         "AIBRIX_EXTPROC_DEFAULT_BODY_MODE",
         "Body mode of an Envoy that does not name its own (before 1.34): `buffered` or `duplex`.",
@@ -375,7 +352,8 @@ def warnings(environment: Mapping[str, str] | None = None) -> list[str]:
     known = list(variables())
     lines = [f"{name} is ignored: {why}" for name, why in IGNORED.items() if source.get(name)]
     for name in sorted(source):
-        if name.startswith(_OWN_PREFIXES) and name not in known and name not in IGNORED:
+        own = name.startswith(_OWN_PREFIXES) and not _OF_A_SERVICE.fullmatch(name)
+        if own and name not in known and name not in IGNORED:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             lines.append(f"{name} is no variable of this server{hint}")

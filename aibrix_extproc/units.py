@@ -17,6 +17,8 @@ _BYTES_PER_UNIT: Final = {
     "mi": 1024**2,
     "gi": 1024**3,
 }
+_MAX_SIZE_BYTES: Final = 1e15
+"""Above it a float misses single bytes, and no machine has so many."""
 _NUMBER: Final = r"(\d+(?:\.\d+)?|\.\d+)"
 _DURATION: Final = re.compile(rf"{_NUMBER}(ms|s|m|h)")
 _SIZE: Final = re.compile(rf"{_NUMBER}\s*([kmg]i?)?b?", re.IGNORECASE)
@@ -44,4 +46,7 @@ def parse_size_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 16777216, 16MiB or 16M")
-    return int(float(match.group(1)) * _BYTES_PER_UNIT[(match.group(2) or "").lower()])
+    size_bytes = float(match.group(1)) * _BYTES_PER_UNIT[(match.group(2) or "").lower()]
+    if size_bytes > _MAX_SIZE_BYTES:
+        raise ValueError(f"{text[:40]!r} is above {_MAX_SIZE_BYTES:.0e} bytes")
+    return int(size_bytes)

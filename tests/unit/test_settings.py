@@ -62,17 +62,82 @@ def test_a_flag_may_be_written_in_several_ways(text: str) -> None:
         ("AIBRIX_KV_EVENT_PORT", "70000"),
         ("AIBRIX_KV_EVENT_PORT", "tcp"),
         ("AIBRIX_EXTPROC_GRPC_ADDRESS", "50052"),
+        ("AIBRIX_EXTPROC_GRPC_ADDRESS", "::1:50052"),
+        ("AIBRIX_EXTPROC_GRPC_ADDRESS", "http://host:50052"),
+        ("AIBRIX_EXTPROC_GRPC_ADDRESS", "unix:/run/extproc.sock"),
+        ("AIBRIX_EXTPROC_GRPC_ADDRESS", "host:²"),
+        ("AIBRIX_EXTPROC_GRPC_ADDRESS", "host:" + "9" * 5000),
+        ("AIBRIX_EXTPROC_DECISION_TIMEOUT", "9" * 40),
+        ("AIBRIX_EXTPROC_DECISION_TIMEOUT", "9" * 400),
+        ("AIBRIX_EXTPROC_MAX_BODY_BYTES", "9" * 400),
+        ("AIBRIX_EXTPROC_MAX_BODY_BYTES", "4GiB"),
+        ("AIBRIX_KV_INDEX_MAX_BYTES", "9" * 400),
         ("AIBRIX_EXTPROC_DEBUG_HEADERS", "maybe"),
         ("AIBRIX_EXTPROC_LOG_LEVEL", "LOUD"),
         ("AIBRIX_EXTPROC_DEFAULT_BODY_MODE", "streamed"),
         ("AIBRIX_EXTPROC_ALTERNATIVES", "0"),
         ("AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT", "tokenizer:8000"),
+        ("AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT", "http://:8000"),
+        ("AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT", "http://host:99999"),
+        ("AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT", "http://a host"),
+        ("AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT", "http://[::1"),
         (SYNC, "perhaps"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         read(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (":50052", "0.0.0.0:50052"),
+        ("[::]:50052", "[::]:50052"),
+        (" localhost:0 ", "localhost:0"),
+        ("[fe80::1%eth0]:50052", "[fe80::1%eth0]:50052"),
+    ],
+)
+def test_an_address_may_leave_out_its_host_or_be_ipv6(text: str, address: str) -> None:
+    assert read(AIBRIX_EXTPROC_GRPC_ADDRESS=text).grpc_address == address
+
+
+def test_a_word_of_a_closed_list_may_be_written_in_any_case() -> None:
+    settings = read(
+        AIBRIX_EXTPROC_LOG_LEVEL=" debug ",
+        AIBRIX_EXTPROC_LOG_FORMAT="JSON",
+        AIBRIX_EXTPROC_DEFAULT_BODY_MODE="BUFFERED",
+    )
+    assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
+    assert settings.default_body_mode == "buffered"
+
+
+def test_space_around_a_value_is_no_part_of_it() -> None:
+    settings = read(
+        ROUTING_ALGORITHM=" random ",
+        AIBRIX_EXTPROC_NAMESPACE="models\n",
+        AIBRIX_EXTPROC_ENDPOINTS_FILE=" pods.yaml",
+        AIBRIX_EXTPROC_MAX_STREAMS=" 8 ",
+        AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT=" http://[::1]:8000/ ",
+    )
+    assert settings.routing_algorithm == "random"
+    assert settings.namespace == "models"
+    assert settings.endpoints_file == "pods.yaml"
+    assert settings.max_streams == 8
+    assert settings.tokenizer_endpoint == "http://[::1]:8000"
+
+
+def test_what_kubernetes_sets_for_a_service_of_this_name_is_no_misspelling() -> None:
+    of_a_service = {
+        "AIBRIX_EXTPROC_SERVICE_HOST": "10.0.0.1",
+        "AIBRIX_EXTPROC_SERVICE_PORT": "50052",
+        "AIBRIX_EXTPROC_SERVICE_PORT_GRPC": "50052",
+        "AIBRIX_EXTPROC_PORT": "tcp://10.0.0.1:50052",
+        "AIBRIX_EXTPROC_PORT_50052_TCP": "tcp://10.0.0.1:50052",
+        "AIBRIX_EXTPROC_PORT_50052_TCP_ADDR": "10.0.0.1",
+    }
+    assert warnings(of_a_service) == []
+    assert warnings({"AIBRIX_KV_EVENT_PORTS": "1"}) != []
 
 
 def test_all_bad_values_are_told_at_once() -> None:
