@@ -70,8 +70,8 @@ class PodObject(msgspec.Struct, frozen=True):
     """The part of a v1 Pod that is read."""
 
     metadata: Meta
-    spec: Spec = Spec()
-    status: Status = Status()
+    spec: Spec | None = None
+    status: Status | None = None
 
     @property
     def key(self) -> str:
@@ -99,14 +99,15 @@ def to_pod(obj: PodObject, event_port: int, replay_port: int) -> Mapped:
     """
     labels = obj.metadata.labels or {}
     model = labels.get(MODEL_LABEL, "")
-    if not model or not obj.status.pod_ip or obj.status.phase in {"Succeeded", "Failed"}:
+    status = obj.status or Status()
+    if not model or not status.pod_ip or status.phase in {"Succeeded", "Failed"}:
         return Mapped(None)
     problems: list[str] = []
     try:
-        ip = ports.canonical_ip(obj.status.pod_ip)
+        ip = ports.canonical_ip(status.pod_ip)
     except ValueError as error:
         return Mapped(None, (f"podIP: {error}",))
-    kv_events = labels.get(KV_EVENTS_LABEL) == "true"
+    kv_events = _sends_events(labels, problems)
     pod = Pod(
         namespace=obj.metadata.namespace,
         name=obj.metadata.name,
@@ -114,7 +115,7 @@ def to_pod(obj: PodObject, event_port: int, replay_port: int) -> Mapped:
         address=ports.join_host_port(ip, _http_port(obj, labels, problems)),
         model=model,
         labels=labels,
-        ready=_is_ready(obj),
+        ready=_is_ready(obj.metadata, status),
         kv_events=kv_events,
         lora_id=_lora_id(labels, problems),
         ranks=_ranks(obj, ip, kv_events, event_port, replay_port, problems),
@@ -122,11 +123,20 @@ def to_pod(obj: PodObject, event_port: int, replay_port: int) -> Mapped:
     return Mapped(pod, tuple(problems))
 
 
-def _is_ready(obj: PodObject) -> bool:
-    if obj.metadata.deletion_timestamp:
+def _is_ready(meta: Meta, status: Status) -> bool:
+    if meta.deletion_timestamp:
         return False
-    conditions = obj.status.conditions or ()
-    return any(c.type == "Ready" and c.status == "True" for c in conditions)
+    return any(c.type == "Ready" and c.status == "True" for c in status.conditions or ())
+
+
+def _sends_events(labels: Mapping[str, str], problems: list[str]) -> bool:
+    """Only `true` switches events on, as in AIBrix; a value that means neither is told."""
+    text = labels.get(KV_EVENTS_LABEL, "false")
+    if text not in {"true", "false"}:
+        problems.append(
+            f'the label {KV_EVENTS_LABEL} is {text!r} and counts as false: write "true" or "false"'
+        )
+    return text == "true"
 
 
 def _http_port(obj: PodObject, labels: Mapping[str, str], problems: list[str]) -> int:
@@ -208,7 +218,8 @@ def _rank_count(obj: PodObject, problems: list[str]) -> int:
 
 
 def _container_ports(obj: PodObject) -> list[ContainerPort]:
-    return [port for c in obj.spec.containers or () for port in c.ports or ()]
+    containers = obj.spec.containers if obj.spec else None
+    return [port for c in containers or () for port in c.ports or ()]
 
 
 def _number(text: str, low: int, high: int) -> int | None:

@@ -132,6 +132,9 @@ _status_decoder: Final = msgspec.json.Decoder(_Status)
 _pod_decoder: Final = msgspec.json.Decoder(PodObject)
 _meta_decoder: Final = msgspec.json.Decoder(_OnlyMeta)
 
+_NotJson: Final = (msgspec.DecodeError, UnicodeDecodeError)
+"""What decoding raises: the second for bytes that are no UTF-8."""
+
 
 class PodWatch:
     """The loop. `run` blocks its thread until `stop`, which may come from any other."""
@@ -234,14 +237,14 @@ class PodWatch:
             response.release_conn()
         try:
             return _list_decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except _NotJson as error:
             raise _Trouble("kubernetes_status", f"the listing cannot be read: {error}") from None
 
     def _collect(self, page: _List, pods: list[PodObject]) -> None:
         for raw in page.items or ():
             try:
                 pods.append(_pod_decoder.decode(raw))
-            except msgspec.DecodeError as error:
+            except _NotJson as error:
                 self._sink.unreadable(str(error))
 
     # -- watching -----------------------------------------------------------------------------
@@ -288,32 +291,28 @@ class PodWatch:
         """One line of the stream. Raises _Trouble where the watch cannot go on."""
         try:
             event = _event_decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except _NotJson as error:
             raise _Trouble("kubernetes_watch", f"a line is no watch event: {error}") from None
         if event.type == "ERROR":
             raise _from_error_event(event.object)
         if event.type not in {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}:
             return
-        version = self._version_of(event)
-        if event.type != "BOOKMARK":
-            self._hand_over(event)
-        self._version = version or self._version
-        self._progress()
-
-    def _version_of(self, event: _Event) -> str:
         try:
-            return _meta_decoder.decode(event.object).metadata.resource_version
-        except msgspec.DecodeError as error:
+            meta = _meta_decoder.decode(event.object).metadata
+        except _NotJson as error:
             raise _Trouble("kubernetes_watch", f"an event has no metadata: {error}") from None
+        if event.type == "DELETED":  # whatever else of it cannot be read
+            self._sink.deleted(PodObject(meta))
+        elif event.type != "BOOKMARK":
+            self._hand_over(event)
+        self._version = meta.resource_version or self._version
+        self._progress()
 
     def _hand_over(self, event: _Event) -> None:
         try:
             pod = _pod_decoder.decode(event.object)
-        except msgspec.DecodeError as error:
+        except _NotJson as error:
             self._sink.unreadable(str(error))
-            return
-        if event.type == "DELETED":
-            self._sink.deleted(pod)
         else:
             self._sink.changed(pod)
 
@@ -347,7 +346,7 @@ def _from_error_event(raw: msgspec.Raw) -> _Trouble:
     """An ERROR event carries a Status; 410 or its reasons mean that the version is too old."""
     try:
         status = _status_decoder.decode(raw)
-    except msgspec.DecodeError:
+    except _NotJson:
         return _Trouble("kubernetes_watch", "an ERROR event without a status")
     why = f"{status.code} {status.reason}: {status.message}"
     if status.code == 410 or status.reason in {"Expired", "Gone"}:

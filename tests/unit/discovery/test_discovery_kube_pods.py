@@ -48,6 +48,14 @@ def test_a_pod_without_an_ip_is_not_yet_one() -> None:
     assert mapped(ip=None, phase="Pending") == Mapped(None)
 
 
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_a_pod_without_a_spec_or_status_can_be_read(part: str) -> None:
+    for gone in ({}, {part: None}):
+        obj = {k: v for k, v in kube_pod().items() if k != part} | gone
+        pod = to_pod(msgspec.convert(obj, PodObject), 5557, 5558).pod
+        assert (pod is None) is (part == "status")
+
+
 def test_a_pod_without_a_model_label_is_none() -> None:
     assert mapped(labels={"app": "x"}) == Mapped(None)
 
@@ -101,6 +109,17 @@ def test_events_are_on_only_for_the_label_value_true(value: str) -> None:
     pod = pod_of(labels=labels(kv_events_enabled=value))
     assert pod.kv_events is False
     assert pod.ranks == (Rank(),)
+
+
+@pytest.mark.parametrize("value", ["True", "TRUE", "yes", ""])
+def test_an_event_label_that_is_neither_true_nor_false_is_told(value: str) -> None:
+    (problem,) = mapped(labels=labels(kv_events_enabled=value)).problems
+    assert "kv-events-enabled" in problem
+    assert repr(value) in problem
+
+
+def test_an_event_label_of_false_is_no_problem() -> None:
+    assert mapped(labels=labels(kv_events_enabled="false")).problems == ()
 
 
 def test_event_ports_are_the_settings_without_named_container_ports() -> None:

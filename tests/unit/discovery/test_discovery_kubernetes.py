@@ -130,6 +130,28 @@ async def test_an_object_that_cannot_be_read_costs_itself_alone(kube: FakeKube) 
         assert watcher.errors("kubernetes_object") == 2
 
 
+async def test_a_pod_is_gone_although_its_last_object_cannot_be_read(kube: FakeKube) -> None:
+    kube.apply(kube_pod("a"))
+    kube.apply(kube_pod("b"))
+    async with watching(kube) as watcher:
+        await watcher.see("a", "b")
+        await until(lambda: kube.open_watches)
+        odd = kube_pod("a")
+        odd["spec"]["containers"] = "none"
+        kube.send_event("DELETED", odd)
+        await watcher.see("b")
+
+
+async def test_a_line_that_is_no_utf8_is_a_broken_line(kube: FakeKube) -> None:
+    async with watching(kube) as watcher:
+        await until(lambda: kube.open_watches)
+        kube.send_raw(b'{"type": "ADDED\xff", "object": {}}\n')
+        await until(lambda: watcher.errors("kubernetes_watch") == 1)
+        kube.apply(kube_pod("a"))
+        await watcher.see("a")
+        assert watcher.errors("kubernetes_fault") == 0
+
+
 # -- what happens to a pod --------------------------------------------------------------------
 
 
