@@ -38,8 +38,9 @@ def _signature(path: Path) -> _Signature:
 class EndpointsFile:
     """Feeds the registry from the file: at the start, and again whenever it changes.
 
-    A reading that fails keeps the pods as they were; it counts once per edit under
-    `discovery_errors{reason="endpoints_file"}` and is logged once per change of state.
+    A reading that fails keeps the pods as they were; it is logged once per change of state and
+    counts under `discovery_errors{reason="endpoints_file"}`: once per edit, and at each look while
+    the file is away.
     """
 
     def __init__(

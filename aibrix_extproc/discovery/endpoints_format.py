@@ -72,14 +72,16 @@ def parse_pods(text: str, event_port: int, replay_port: int) -> Listing:
     try:
         # Our loader only adds a check to the safe one.
         document = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The last two are PyYAML's for a date like 2024-13-01, an endless number, deep nesting.
         raise BadEndpoints(f"not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise BadEndpoints("the file holds no mapping: write 'pods:' and a list (or 'pods: []')")
     try:
         entries = _File.model_validate(document).pods
     except ValidationError as error:
-        raise BadEndpoints("; ".join(_explain(e, document) for e in error.errors()[:5])) from None
+        lines = [_explain(e, document) for e in error.errors() if not _said_by_another(e)]
+        raise BadEndpoints("; ".join(lines[:5])) from None
     _check_unique([f"{e.namespace}/{e.name}" for e in entries], "name")
     _check_unique([e.address for e in entries], "address")
     pods = tuple(_pod(e, i, event_port, replay_port) for i, e in enumerate(entries))
@@ -156,6 +158,12 @@ def _check_unique(values: list[str], field: str) -> None:
         first[value] = position
 
 
+def _said_by_another(error: ErrorDetails) -> bool:
+    """`kv_events` is a flag or a mapping: of two errors for one value, the one that fits less."""
+    is_mapping = isinstance(error["input"], dict)
+    return error["loc"][-2:] == ("kv_events", "bool" if is_mapping else "_KvEvents")
+
+
 def _explain(error: ErrorDetails, document: Any) -> str:
     """One line for one error: which entry, which field, what to write."""
     where = _where(error["loc"], document)
@@ -167,6 +175,10 @@ def _explain(error: ErrorDetails, document: Any) -> str:
     if kind == "string_type":
         return f"{where}: {given!r} is no text: write it in quotes"
     message = error["msg"].removeprefix("Value error, ")
+    if error["loc"][-2:] == ("kv_events", "bool"):
+        message = "write true, false or {port: 5557, replay_port: 5657}"
+    elif kind in {"model_type", "dict_type", "list_type"}:
+        message = "write a list" if kind == "list_type" else "write a mapping"
     return f"{where}: {message}" + (f" (it is {given!r})" if kind != "value_error" else "")
 
 

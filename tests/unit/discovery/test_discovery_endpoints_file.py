@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,11 @@ def test_a_file_may_list_no_pod() -> None:
         ({"ranks": "2"}, "pods[1] (b).ranks: "),
         ({"metrics_port": 70000}, "pods[1] (b).metrics_port: "),
         ({"kv_events": {"port": 0}}, "pods[1] (b).kv_events.port: "),
-        ({"kv_events": "yes"}, "pods[1] (b).kv_events: "),
+        ({"kv_events": "yes"}, "pods[1] (b).kv_events: write true, false or {port: 5557"),
+        ({"kv_events": None}, "pods[1] (b).kv_events: write true, false or {port: 5557"),
+        ({"kv_events": {"port": "5557"}}, "pods[1] (b).kv_events.port: "),
+        ({"labels": None}, "pods[1] (b).labels: write a mapping"),
+        ({"adapters": "lora"}, "pods[1] (b).adapters: write a list"),
         ({"lora_id": -1}, "pods[1] (b).lora_id: "),
         ({"name": "a"}, "pods[1]: name default/a is already that of pods[0]"),
         ({"address": "10.0.0.1:8000"}, "address 10.0.0.1:8000 is already that of pods[0]"),
@@ -146,6 +150,40 @@ def test_a_bad_entry_is_refused_with_its_place_and_what_to_write(
 ) -> None:
     second = entry("b", "10.0.0.2:8000") | fields
     assert expected in refusal(text_of(entry(), second))
+
+
+@pytest.mark.parametrize("value", ["true", None, {"port": 1.0}, {"prot": 1}])
+def test_one_bad_value_is_told_in_one_line_without_names_of_the_code(value: object) -> None:
+    message = refusal(text_of(entry(kv_events=value)))
+    assert ";" not in message.replace("; did you", "")
+    assert "_KvEvents" not in message
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-13-01", "9" * 5000, "[" * 5000], ids=["no date", "endless number", "deep"]
+)
+def test_values_that_the_yaml_reader_trips_over_are_refused(value: str) -> None:
+    text = f"pods: [{{name: a, model: m, address: '10.0.0.1:1', labels: {{x: {value}}}}}]"
+    assert "not YAML" in refusal(text)
+
+
+def test_an_anchor_may_be_merged_and_overridden() -> None:
+    text = """pods:
+  - &a {name: a, model: m, address: "10.0.0.1:1", labels: &l {x: "1", y: "1"}}
+  - &b {<<: *a, name: b, address: "10.0.0.2:1", labels: {<<: *l, x: "2"}}
+  - {<<: *b, name: c, address: "10.0.0.3:1"}
+"""
+    pods = parse_pods(text, 5557, 5558).pods
+    assert [(p.name, p.labels["x"], p.labels["y"]) for p in pods] == [
+        ("a", "1", "1"),
+        ("b", "2", "1"),
+        ("c", "2", "1"),
+    ]
+
+
+@pytest.mark.parametrize("change", [lambda t: "\ufeff" + t, lambda t: t.replace("\n", "\r\n")])
+def test_an_editor_of_another_system_does_no_harm(change: Callable[[str], str]) -> None:
+    assert len(parse_pods(change(text_of(entry())), 5557, 5558).pods) == 1
 
 
 def test_a_missing_field_is_named() -> None:
