@@ -205,10 +205,10 @@ class App:
     def _show_indexer(self, before: Pod | None, after: Pod | None) -> None:
         """Keep `indexer_status` in step with the models that have pods."""
         models = {pod.model for pod in (before, after) if pod is not None}
-        alive = {pod.model for pod in self.registry.pods()}
         gauge = self.metrics.indexer_status
         for model in models:
-            if model in alive:
+            # Stops at the first one found: a listing of 10,000 pods calls this for each.
+            if any(pod.model == model for pod in self.registry.pods()):
                 gauge.labels(model, "sync").set(int(self.settings.kv_event_sync))
                 gauge.labels(model, "local").set(int(not self.settings.kv_event_sync))
             else:
