@@ -74,7 +74,7 @@ class Switchboard:
 class Link:
     """One connection to an engine: a socket and its monitor, plugged in until `close`.
 
-    Raises zmq.ZMQError for an endpoint that is none.
+    Raises zmq.ZMQError for an endpoint that is none, and where no more sockets may be opened.
     """
 
     def __init__(
@@ -87,9 +87,11 @@ class Link:
     ) -> None:
         self._board = board
         self._socket = context.socket(kind)
-        events = LinkEvent.UP | LinkEvent.DOWN | LinkEvent.REFUSED
-        name = f"inproc://monitor-{next(_monitor_names)}"
-        self._monitor = self._socket.get_monitor_socket(events, name)
+        try:
+            self._monitor = self._watch()
+        except zmq.ZMQError:
+            self._socket.close(0)
+            raise
         try:
             self._set_options(kind)
             self._socket.connect(endpoint)
@@ -98,6 +100,11 @@ class Link:
             raise
         board.plug(self._socket, handler)
         board.plug(self._monitor, handler)
+
+    def _watch(self) -> Socket:
+        events = LinkEvent.UP | LinkEvent.DOWN | LinkEvent.REFUSED
+        name = f"inproc://monitor-{next(_monitor_names)}"
+        return self._socket.get_monitor_socket(events, name)
 
     def _set_options(self, kind: int) -> None:
         options = {
@@ -142,7 +149,9 @@ class Link:
         return events
 
     def close(self) -> None:
-        """Both sockets, at once: nothing unsent is waited for."""
+        """Both sockets, at once: nothing unsent is waited for. Harmless when called again."""
+        if self._socket.closed:
+            return
         self._board.unplug(self._socket)
         self._board.unplug(self._monitor)
         self._socket.disable_monitor()

@@ -36,6 +36,8 @@ _TICK_S: Final = 0.1
 _REPLAYS_AT_ONCE: Final = 8
 """Per thread: their replies wait in memory, up to an engine's whole buffer each."""
 _DRAIN_LIMIT: Final = 1_000_000
+_OPEN_AGAIN_S: Final = 2.0
+"""After a subscription could not be opened: others may have freed their sockets by then."""
 
 
 class SourceLine:
@@ -47,16 +49,22 @@ class SourceLine:
         self._reader = reader
         self._link: Link | None = None
         self._replay: Replay | None = None
+        self._open_at: float | None = None
+        """When to try again to subscribe; None where there is no need."""
 
-    def open(self) -> None:
-        """Subscribe. A bad endpoint is logged; its source is LOST after the usual time."""
+    def open(self, now: float) -> None:
+        """Subscribe. What cannot be is logged once and tried again; its source is LOST in time."""
         reader = self._reader
         try:
             self._link = Link(
                 reader.context, zmq.SUB, self._endpoint, reader.board, self._subscription_readable
             )
         except zmq.ZMQError as error:
-            logger.error("%s: cannot subscribe to %s: %s", self.feed.pod, self._endpoint, error)
+            if self._open_at is None:
+                logger.error("%s: cannot subscribe to %s: %s", self.feed.pod, self._endpoint, error)
+            self._open_at = now + _OPEN_AGAIN_S
+        else:
+            self._open_at = None
 
     def close(self) -> None:
         """All its sockets, at once."""
@@ -84,10 +92,13 @@ class SourceLine:
     def reconnect(self) -> None:
         """A new subscription in the place of the old one, whose unread batches are dropped."""
         self.close()
-        self.open()
+        self.open(time.monotonic())
 
     def begin_replay(self, question: Question, now: float) -> None:
         """Put the question. An endpoint that is none counts as a closed port."""
+        self._guarded(lambda now: self._begin_replay(question, now), now)
+
+    def _begin_replay(self, question: Question, now: float) -> None:
         reader = self._reader
         try:
             self._replay = Replay(
@@ -166,6 +177,8 @@ class SourceLine:
                 return
 
     def _tick(self, now: float) -> None:
+        if self._open_at is not None and now >= self._open_at:
+            self.open(now)
         replay = self._replay
         if replay is not None and (failed := replay.check(now)) is not None:
             self._fail_replay(replay.question, failed, now)
@@ -263,8 +276,8 @@ class Reader(threading.Thread):
                         line.tick(now)
                 self._begin_replays(now)
         finally:
-            for line in self._lines.values():
-                line.close()
+            for source in list(self._lines):
+                self._remove(source)
             self._wake_in.close()
             self._wake_out.close()
 
@@ -282,12 +295,16 @@ class Reader(threading.Thread):
 
     def _add(self, feed: Feed, endpoint: str) -> None:
         line = self._lines[feed.source] = SourceLine(feed, endpoint, self)
-        line.open()
+        line.open(time.monotonic())
 
     def _remove(self, source: int) -> None:
         line = self._lines.pop(source, None)
-        if line is not None:
+        if line is None:
+            return
+        try:
             line.close()
+        except Exception:  # the thread serves others too, and the context waits for all sockets
+            logger.exception("%s: its sockets could not be closed", line.feed.pod)
 
 
 class Subscriber:

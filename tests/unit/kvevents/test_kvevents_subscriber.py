@@ -7,6 +7,7 @@ import pytest
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied, PrefixIndex
+from aibrix_extproc.kvevents import sockets, subscriber
 from aibrix_extproc.kvevents.effects import SourceState
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
@@ -523,3 +524,21 @@ def test_closing_ends_all_threads_with_sources_in_every_state() -> None:
         eventually(lambda: mute.asked_from)
         station.subscriber.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("kv-events-")]
+
+
+def test_a_source_without_sockets_is_followed_once_others_have_freed_theirs(
+    stations: Callable[..., Station], engine: KvPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_MAX_SOCKETS", 11)  # 3 of a source, 3 of its replay
+    monkeypatch.setattr(subscriber, "_OPEN_AGAIN_S", 0.05)
+    station = stations(kv_subscriber_threads=1, kv_replay_timeout_s=0.1)
+    fill(engine, 1, 2)
+    # Replays are asked for one after another, or fail for want of sockets as well.
+    first = [station.follow(engine, rank=rank, replay=False) for rank in range(3)]
+    for source in first:
+        station.reaches(source, PARTIAL, 0)
+    late = station.follow(engine, rank=3)
+    assert station.state(late) is SourceState.CONNECTING
+    for source in first:
+        station.remove(source)
+    station.reaches(late, EXACT, 2)
