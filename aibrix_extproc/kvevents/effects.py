@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class SourceState(StrEnum):
-    """How far a source's part of the index can be believed; `source.py` has the transitions."""
+    """How far a source's part of the index can be believed; the package has the transitions."""
 
     CONNECTING = "CONNECTING"
     SYNCING = "SYNCING"
