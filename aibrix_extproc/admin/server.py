@@ -17,7 +17,7 @@ from aiohttp import web
 from aibrix_extproc.admin.pages import error_page, readiness_page, sources_page
 from aibrix_extproc.admin.scrape import CONTENT_TYPE, HasStats, Scrape
 from aibrix_extproc.discovery.models_page import models_page
-from aibrix_extproc.errors import BodyTooLarge, RequestError, SettingsError
+from aibrix_extproc.errors import BadBody, BodyTooLarge, RequestError, SettingsError
 from aibrix_extproc.extproc.decides import RouteRequest
 from aibrix_extproc.extproc.replies import error_body
 from aibrix_extproc.kvevents.manager import SourceView
@@ -166,6 +166,10 @@ class AdminServer:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise BodyTooLarge(limit_bytes) from None
+        except web.RequestPayloadError:
+            raise BadBody(
+                "The body cannot be decoded. Send it whole, and as its Content-Encoding says."
+            ) from None
         if len(body) > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         return body
@@ -186,6 +190,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         page = error_page(_what_to_do(request, error), "not_served_here", "invalid_request_error")
         return _json(page, error.status, allow)
+    except ConnectionResetError:
+        raise  # the one who asked has left
     except Exception:  # the port must answer whatever a page does
         log.exception("%s failed", request.path)
         page = error_page("This page failed; the log says why.", "internal_error", "server_error")

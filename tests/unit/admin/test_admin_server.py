@@ -1,5 +1,6 @@
 """The admin port over real HTTP: each page, and each way to get an error."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -9,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from aibrix_extproc.admin.server import AdminServer
@@ -239,6 +241,39 @@ async def test_a_body_at_the_limit_is_explained_and_one_above_it_refused(
         assert reply.status == 413
         assert (await reply.json())["error"]["code"] == "request_too_large"
     assert len(world.asked) == 1
+
+
+async def test_a_body_that_is_not_encoded_as_it_says_is_the_askers_error(
+    http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"content-encoding": "gzip"}
+    async with http.post("/debug/explain", data=b"no gzip", headers=headers) as reply:
+        assert reply.status == 400
+        assert "Content-Encoding" in (await reply.json())["error"]["message"]
+    assert "failed" not in caplog.text
+
+
+async def test_someone_who_leaves_in_the_midst_of_a_body_is_no_failure(
+    server: AdminServer, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled = asyncio.Event()
+    read = server._body
+
+    async def body(request: web.Request) -> bytes:
+        try:
+            return await read(request)
+        finally:
+            handled.set()
+
+    server._body = body  # type: ignore[method-assign]
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"POST /debug/explain HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+    await writer.drain()
+    writer.close()
+    await asyncio.wait_for(handled.wait(), 10)
+    async with http.get("/healthz") as reply:
+        assert reply.status == 200
+    assert "failed" not in caplog.text
 
 
 async def test_an_unknown_path_is_an_error_that_lists_the_pages(
