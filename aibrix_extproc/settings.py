@@ -40,7 +40,8 @@ IGNORED: Final[Mapping[str, str]] = {
 
 _OWN_PREFIXES: Final = ("AIBRIX_EXTPROC_", "AIBRIX_KV_", "AIBRIX_PREFIX_CACHE_")
 _OF_A_SERVICE: Final = re.compile(
-    r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)"
+    r"[A-Z0-9_]+_(SERVICE_HOST=|SERVICE_PORT(_[A-Z0-9_]+)?=|PORT=\w+://"
+    r"|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?=).*"
 )
 """What Kubernetes sets in every pod for a Service named `aibrix-extproc…`: no misspelling."""
 
@@ -352,7 +353,8 @@ def warnings(environment: Mapping[str, str] | None = None) -> list[str]:
     known = list(variables())
     lines = [f"{name} is ignored: {why}" for name, why in IGNORED.items() if source.get(name)]
     for name in sorted(source):
-        own = name.startswith(_OWN_PREFIXES) and not _OF_A_SERVICE.fullmatch(name)
+        own = name.startswith(_OWN_PREFIXES)
+        own = own and not _OF_A_SERVICE.fullmatch(f"{name}={source[name]}")
         if own and name not in known and name not in IGNORED:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""

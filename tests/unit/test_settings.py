@@ -137,7 +137,7 @@ def test_what_kubernetes_sets_for_a_service_of_this_name_is_no_misspelling() -> 
         "AIBRIX_EXTPROC_PORT_50052_TCP_ADDR": "10.0.0.1",
     }
     assert warnings(of_a_service) == []
-    assert warnings({"AIBRIX_KV_EVENT_PORTS": "1"}) != []
+    assert warnings({"AIBRIX_KV_EVENTS_PORT": "5557"}) != []
 
 
 def test_all_bad_values_are_told_at_once() -> None:
