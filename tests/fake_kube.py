@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -85,6 +86,10 @@ class FakeKube:
         """The next page of a listing is refused with 410, once."""
         self.gone_as_event = False
         """A watch from a compacted version gets an ERROR event instead of the status 410."""
+        self.chunked = True
+        """False: a watch is sent as it is and ends with its connection, as some proxies do."""
+        self.gzip = False
+        """A watch is compressed, each event flushed."""
         self.max_page = 10_000
         self.lists: list[dict[str, str]] = []
         """The query of every listing, a page each."""
@@ -262,6 +267,7 @@ class FakeKube:
 class _Handler(BaseHTTPRequestHandler):
     kube: FakeKube
     protocol_version = "HTTP/1.1"
+    _gzip: Any = None
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -291,7 +297,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
+        if self.kube.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        if self.kube.gzip:
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
         if as_event:
             self._chunk(json.dumps({"type": "ERROR", "object": _status(status)}).encode() + b"\n")
@@ -315,12 +324,21 @@ class _Handler(BaseHTTPRequestHandler):
                 # In two chunks, as a proxy may cut a line anywhere.
                 for part in (line[: len(line) // 2], line[len(line) // 2 :]):
                     if part:  # an empty chunk would be the end
-                        self._chunk(part)
+                        self._chunk(self._packed(part))
         if not self.kube.stopping:
             self._chunk(b"")
 
+    def _packed(self, data: bytes) -> bytes:
+        if not self.kube.gzip:
+            return data
+        if self._gzip is None:
+            self._gzip = zlib.compressobj(wbits=31)
+        return self._gzip.compress(data) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
+
     def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        if self.kube.chunked:
+            data = f"{len(data):x}\r\n".encode() + data + b"\r\n"
+        self.wfile.write(data)
         self.wfile.flush()
 
 

@@ -30,6 +30,7 @@ _PAGE: Final = 500
 """Pods per page, as kubectl asks for."""
 _MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 """etcd holds no object above 1.5 MiB; a longer line is no watch event."""
+_BUFFER_BYTES: Final = 64 * 1024
 _TRIES_BEFORE_LIST: Final = 3
 """Watches refused or broken in a row at one version, after which a new listing is tried."""
 _RESUME_S: Final = 1.0
@@ -331,7 +332,7 @@ class PodWatch:
 def _lines(response: Any) -> Iterator[bytes]:
     """The lines of a watch as they come. The API server sends each event as a chunk or more."""
     buffer = bytearray()
-    for chunk in response.stream(64 * 1024, decode_content=True):
+    for chunk in _parts(response):
         buffer += chunk
         *lines, rest = buffer.split(b"\n") if b"\n" in chunk else (buffer,)
         for line in lines:
@@ -340,6 +341,16 @@ def _lines(response: Any) -> Iterator[bytes]:
         buffer = bytearray(rest)
         if len(buffer) > _MAX_LINE_BYTES:
             raise _Trouble("kubernetes_watch", f"a line is longer than {_MAX_LINE_BYTES} bytes")
+
+
+def _parts(response: Any) -> Iterator[bytes]:
+    """What has come, as soon as it has. `stream` would wait for a whole buffer where the answer is
+    not chunked, because a proxy took its chunks apart."""
+    if response.chunked:
+        yield from response.stream(_BUFFER_BYTES, decode_content=True)
+        return
+    while part := response.read1(_BUFFER_BYTES, decode_content=True):
+        yield part
 
 
 def _from_error_event(raw: msgspec.Raw) -> _Trouble:

@@ -266,6 +266,22 @@ async def test_a_bookmark_moves_the_version_that_a_watch_goes_on_from(kube: Fake
     assert len(kube.lists) == 1
 
 
+@pytest.mark.parametrize(("chunked", "gzip"), [(False, False), (True, True), (False, True)])
+async def test_an_event_is_seen_at_once_however_the_watch_is_sent(
+    kube: FakeKube, chunked: bool, gzip: bool
+) -> None:
+    kube.chunked, kube.gzip = chunked, gzip
+    async with watching(kube) as watcher:
+        await until(lambda: kube.open_watches)
+        for name in ("a", "b"):
+            kube.apply(kube_pod(name))
+            await until(lambda name=name: name in watcher.names())
+        kube.delete("default/a")
+        await watcher.see("b")
+    assert len(kube.lists) == 1
+    assert len(kube.watches) == 1
+
+
 async def test_a_watch_that_the_server_ends_goes_on_quietly(kube: FakeKube) -> None:
     timing = Timing(watch_s=1.0, backoff_s=0.02)
     async with watching(kube, timing=timing) as watcher:
