@@ -1,0 +1,289 @@
+//! How deep a prompt is held, in every source that holds any of it.
+//!
+//! Contract: exact, holes included: a depth is the number of leading blocks that a source held at
+//! one moment of the call. Takes no lock, unless a source changes so fast that three looks at it
+//! failed; then its writer is held up for one look.
+//!
+//! Shape: keys are made in chunks that grow, so that a prompt that nobody has costs eight hashes,
+//! and each key's memory is asked for as soon as it is known: hashing and fetching overlap. Then
+//! one step per block: the sources still in the running are in one word of four lanes, or in a
+//! bitmap, and a block with the same word as the one before needs no work at all.
+//!
+//! Why it is right without a lock: every change that can make a depth smaller raises its shelf's
+//! version after it. A source's version is read before its first block and compared after its
+//! last. Where it is the same, all that was seen of it lies between two removals, where blocks
+//! only come: then at the moment when the walk of that source ended, it held exactly what was
+//! seen.
+
+use crate::keys::{self, TOKEN_BYTES};
+use crate::model::{Model, SlotInfo};
+use crate::sets::{self, Set, Slot};
+use crossbeam_epoch::Guard;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const FIRST_CHUNK: usize = 8;
+const LARGEST_CHUNK: usize = 64;
+const ATTEMPTS: usize = 3;
+
+/// One look at the index for a prompt in blocks of one size. Kept from call to call for its memory.
+#[derive(Default)]
+pub struct Walk {
+    keys: Vec<u64>,
+    /// Holders of block 0 that count, and their versions before anything was seen of them.
+    starts: Vec<(Slot, u64)>,
+    /// (slot, leading blocks it holds).
+    ends: Vec<(Slot, u64)>,
+    alive: Alive,
+    /// The word of the block before.
+    last: u64,
+    scratch: Vec<u64>,
+}
+
+/// The slots that hold every block so far.
+enum Alive {
+    Lanes(u64),
+    Bits(Vec<u64>),
+}
+
+impl Default for Alive {
+    fn default() -> Self {
+        Alive::Lanes(0)
+    }
+}
+
+/// What is asked: whole blocks of `block_size` tokens, after the key `root`.
+pub struct Question<'a> {
+    pub tokens: &'a [u8],
+    pub block_size: u64,
+    pub root: u64,
+    /// Extras of block 0, encoded.
+    pub extras: &'a [u8],
+}
+
+impl Walk {
+    /// Append (source, depth) for each source with a depth above 0. `hold` keeps a source from
+    /// changing while it calls back.
+    pub fn depths(
+        &mut self,
+        model: &Model,
+        question: &Question,
+        pin: &Guard,
+        out: &mut Vec<(u64, u64)>,
+        hold: impl Fn(u64, &mut dyn FnMut()),
+    ) {
+        self.keys.clear();
+        for _ in 0..ATTEMPTS {
+            let infos = model.infos();
+            self.walk(model, &infos, question, pin);
+            if self.answer(&infos, question.block_size, out) {
+                return;
+            }
+        }
+        let infos = model.infos();
+        for (slot, _) in std::mem::take(&mut self.ends) {
+            let info = &infos[slot as usize];
+            hold(info.source, &mut || {
+                if info.counted() == question.block_size {
+                    let whole = self.keys.iter().take_while(|&&k| model.table.get(k, pin).contains(slot));
+                    push(out, info, whole.count() as u64, question.block_size);
+                }
+            });
+        }
+    }
+
+    /// Move to `out` what held still; whether all did. What did not stays in `ends`.
+    fn answer(
+        &mut self,
+        infos: &[Arc<SlotInfo>],
+        block_size: u64,
+        out: &mut Vec<(u64, u64)>,
+    ) -> bool {
+        let start = out.len();
+        let mut still = true;
+        for &(slot, held) in &self.ends {
+            let info = &infos[slot as usize];
+            push(out, info, held, block_size);
+            let at = self.starts.binary_search_by_key(&slot, |&(slot, _)| slot);
+            still &= at.is_ok_and(|at| self.starts[at].1 == info.version())
+                && info.counted() == block_size;
+        }
+        if !still {
+            out.truncate(start);
+        }
+        still
+    }
+
+    fn walk(&mut self, model: &Model, infos: &[Arc<SlotInfo>], asked: &Question, pin: &Guard) {
+        self.ends.clear();
+        let step = asked.block_size as usize * TOKEN_BYTES;
+        let blocks = asked.tokens.len() / step;
+        let (mut done, mut chunk) = (0, FIRST_CHUNK);
+        while done < blocks {
+            let end = blocks.min(done + chunk);
+            self.make_keys(model, asked, step, end, pin);
+            if done == 0 {
+                self.begin(model, infos, asked.block_size, pin);
+            }
+            for at in done..end {
+                if !self.step(model.table.get(self.keys[at], pin), at as u64) {
+                    return;
+                }
+            }
+            done = end;
+            chunk = (chunk * 2).min(LARGEST_CHUNK);
+        }
+        let (alive, ends) = (&self.alive, &mut self.ends);
+        alive.for_each(|slot| ends.push((slot, blocks as u64)));
+    }
+
+    /// Keys up to `end`; those that an earlier attempt made are there already.
+    fn make_keys(&mut self, model: &Model, asked: &Question, step: usize, end: usize, pin: &Guard) {
+        let made = self.keys.len();
+        let mut key = self.keys.last().copied().unwrap_or(asked.root);
+        for number in made..end {
+            let tokens = &asked.tokens[number * step..(number + 1) * step];
+            key = if number == 0 {
+                keys::block(key, tokens, asked.extras)
+            } else {
+                keys::plain(key, tokens)
+            };
+            model.table.prefetch(key, pin);
+            self.keys.push(key);
+        }
+    }
+
+    /// Who is in the running: holders of block 0 whose shelf counts, in blocks of this size.
+    fn begin(&mut self, model: &Model, infos: &[Arc<SlotInfo>], block_size: u64, pin: &Guard) {
+        self.starts.clear();
+        let starts = &mut self.starts;
+        let first = model.table.get(self.keys[0], pin);
+        first.for_each(|slot| {
+            if let Some(info) = infos.get(slot as usize) {
+                // The version first: what is seen of the shelf comes after it.
+                let version = info.version();
+                if info.counted() == block_size {
+                    starts.push((slot, version));
+                }
+            }
+        });
+        starts.sort_unstable();
+        self.alive.set(starts);
+        self.last = 0;
+    }
+
+    /// Leave those out that do not hold block `at`; whether anybody is left.
+    fn step(&mut self, set: Set, at: u64) -> bool {
+        if set.0 == self.last {
+            return set.0 != 0;
+        }
+        self.last = set.0;
+        let ends = &mut self.ends;
+        let end = |slot: Slot, ends: &mut Vec<(Slot, u64)>| {
+            if at > 0 {
+                ends.push((slot, at));
+            }
+        };
+        match &mut self.alive {
+            Alive::Lanes(alive) => {
+                let mut left = *alive;
+                Set(*alive).for_each(|slot| {
+                    if !set.contains(slot) {
+                        left = sets::without_lane(left, slot);
+                        end(slot, ends);
+                    }
+                });
+                *alive = left;
+                left != 0
+            }
+            Alive::Bits(alive) => {
+                let (mut members, words) = (0, alive.len());
+                let mut narrow = |number: usize, bits: u64| {
+                    let before = alive[number];
+                    let mut gone = before & !bits;
+                    alive[number] = before & bits;
+                    members += (before & bits).count_ones();
+                    while gone != 0 {
+                        end(number as Slot * 64 + gone.trailing_zeros(), ends);
+                        gone &= gone - 1;
+                    }
+                };
+                if let Some(cells) = set.bitmap() {
+                    let bits = |n: usize| cells.get(n).map_or(0, |c| c.load(Ordering::Acquire));
+                    (0..words).for_each(|number| narrow(number, bits(number)));
+                } else {
+                    let scratch = &mut self.scratch;
+                    scratch.clear();
+                    scratch.resize(words, 0);
+                    set.for_each(|slot| {
+                        if let Some(bits) = scratch.get_mut(slot as usize / 64) {
+                            *bits |= 1 << (slot % 64);
+                        }
+                    });
+                    (0..words).for_each(|number| narrow(number, scratch[number]));
+                }
+                if members <= 4 {
+                    self.alive.shrink();
+                }
+                members > 0
+            }
+        }
+    }
+}
+
+impl Alive {
+    fn set(&mut self, starts: &[(Slot, u64)]) {
+        let mut few = [0; 4];
+        if starts.len() <= few.len() {
+            few.iter_mut().zip(starts).for_each(|(place, &(slot, _))| *place = slot);
+            if let Some(word) = sets::lanes(&few[..starts.len()]) {
+                *self = Alive::Lanes(word);
+                return;
+            }
+        }
+        let mut bits = match std::mem::take(self) {
+            Alive::Bits(bits) => bits,
+            Alive::Lanes(_) => Vec::new(),
+        };
+        bits.clear();
+        bits.resize(starts.last().map_or(0, |&(slot, _)| slot as usize / 64 + 1), 0);
+        starts.iter().for_each(|&(slot, _)| bits[slot as usize / 64] |= 1 << (slot % 64));
+        *self = Alive::Bits(bits);
+    }
+
+    /// From a bitmap with four members at most to lanes, where they have lanes.
+    fn shrink(&mut self) {
+        let mut few = [0; 4];
+        let mut members = 0;
+        self.for_each(|slot| {
+            few[members] = slot;
+            members += 1;
+        });
+        if let Some(word) = sets::lanes(&few[..members]) {
+            *self = Alive::Lanes(word);
+        }
+    }
+
+    fn for_each(&self, mut each: impl FnMut(Slot)) {
+        match self {
+            Alive::Lanes(word) => Set(*word).for_each(each),
+            Alive::Bits(bits) => {
+                for (number, &word) in bits.iter().enumerate() {
+                    let mut word = word;
+                    while word != 0 {
+                        each(number as Slot * 64 + word.trailing_zeros());
+                        word &= word - 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A depth, less what its hashes cover beyond their blocks.
+fn push(out: &mut Vec<(u64, u64)>, info: &SlotInfo, held: u64, block_size: u64) {
+    let depth = held.saturating_sub(info.lookahead().div_ceil(block_size));
+    if depth > 0 {
+        out.push((info.source, depth));
+    }
+}

@@ -1,0 +1,395 @@
+//! What one source holds, as far as its events said.
+//!
+//! Contract: as the reference's `source_state.py`. A hash means one block key on whatever shelf it
+//! stands; further stores of it are copies; two hashes may mean one key; a hash that is stored
+//! again with other content is believed in neither. Knows no event and no other source.
+//!
+//! Shape: per shelf one table of 16-byte entries, engine hash → block key (`hashbrown`), and two
+//! small maps that are nearly always empty: copies beyond the first, hashes of equal meaning
+//! beyond the first. A clear replaces the state as a whole; the old one is then swept off the
+//! model's table by whoever cleared it, with no lock held.
+
+use crate::model::{BLOCK_BYTES, Model, PLACEMENT_BYTES, SlotInfo};
+use crate::names::Names;
+use crate::orphans::{Orphans, Parked};
+use crate::reasons::Reason;
+use crate::sets::Slot;
+use crossbeam_epoch::Guard;
+use hashbrown::HashTable;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The medium that counts for depth, and that an event without one means.
+pub const GPU: &str = "GPU";
+/// Groups are numbered below this.
+const MAX_GROUPS: i128 = 64;
+/// Of one source: bounds how many slots a hostile one can take.
+const MAX_SHELVES: usize = 64;
+const INDEXED_KINDS: [&str; 3] = ["full_attention", "mla_attention", "sink_full_attention"];
+
+#[derive(Clone, Copy)]
+struct Entry {
+    name: u64,
+    key: u64,
+}
+
+/// One (medium, group), and the blocks that stand there.
+pub struct Shelf {
+    pub medium: Box<str>,
+    group: u8,
+    slot: Slot,
+    info: Arc<SlotInfo>,
+    /// Tokens per block of the last block placed here; 0 before one.
+    pub block_size: u64,
+    blocks: HashTable<Entry>,
+    /// Name → copies beyond the first.
+    more: HashMap<u64, u64>,
+    /// Key → names here that mean it, beyond the first.
+    twins: HashMap<u64, u64>,
+    /// All copies of all blocks.
+    pub placements: u64,
+}
+
+impl Shelf {
+    fn meaning(&self, names: &Names, name: u64) -> Option<u64> {
+        let found = self.blocks.find(names.mix(name), |entry| entry.name == name);
+        found.map(|entry| entry.key)
+    }
+}
+
+/// Groups whose kind was named, and those of them that keep every block of a prefix.
+#[derive(Clone, Copy, Default)]
+struct Kinds {
+    named: u64,
+    indexed: u64,
+}
+
+/// See the module.
+pub struct State {
+    source: u64,
+    model: Arc<Model>,
+    names: Names,
+    pub shelves: Vec<Shelf>,
+    /// The shelf whose blocks are the source's depth.
+    counted: Option<usize>,
+    pub orphans: Orphans,
+    pub full: bool,
+    lookahead: u64,
+    kinds: Kinds,
+    /// Changes of the index's size that it has not been told yet.
+    blocks_added: i64,
+    bytes_added: i64,
+}
+
+impl State {
+    pub fn new(source: u64, model: Arc<Model>, names: Names) -> Self {
+        State {
+            source,
+            model,
+            names,
+            shelves: Vec::new(),
+            counted: None,
+            orphans: Orphans::default(),
+            full: false,
+            lookahead: 0,
+            kinds: Kinds::default(),
+            blocks_added: 0,
+            bytes_added: 0,
+        }
+    }
+
+    /// An empty state of the same source.
+    pub fn emptied(&self) -> Self {
+        State::new(self.source, self.model.clone(), self.names)
+    }
+
+    /// The state after AllBlocksCleared: empty, with the same groups and block sizes.
+    pub fn successor(&self) -> Self {
+        let mut after = self.emptied();
+        after.lookahead = self.lookahead;
+        after.kinds = self.kinds;
+        for shelf in &self.shelves {
+            let new = after.add_shelf(&shelf.medium, shelf.group);
+            if shelf.block_size != 0 {
+                after.note_block_size(new, shelf.block_size);
+            }
+        }
+        after
+    }
+
+    pub fn block_size(&self) -> Option<u64> {
+        let size = self.shelves[self.counted?].block_size;
+        (size != 0).then_some(size)
+    }
+
+    /// Tell the index how much larger it is by now.
+    pub fn settle(&mut self) {
+        self.model.usage.add(self.blocks_added, self.bytes_added);
+        (self.blocks_added, self.bytes_added) = (0, 0);
+    }
+
+    fn room_bytes(&self) -> i64 {
+        self.model.usage.room_bytes().saturating_sub(self.bytes_added)
+    }
+
+    // -- groups and shelves ----------------------------------------------------------------
+
+    /// Note what kind of group this is; whether its blocks are indexed. A group that never named
+    /// a kind (vLLM 0.20 and 0.21) is indexed only if it is 0.
+    pub fn learn_kind(&mut self, group: i128, kind: Option<&str>) -> bool {
+        if !(0..MAX_GROUPS).contains(&group) {
+            return false;
+        }
+        let bit = 1u64 << group;
+        if let Some(kind) = kind {
+            self.kinds.named |= bit;
+            self.kinds.indexed &= !bit;
+            if INDEXED_KINDS.contains(&kind) {
+                self.kinds.indexed |= bit;
+            }
+        }
+        if self.kinds.named & bit != 0 { self.kinds.indexed & bit != 0 } else { group == 0 }
+    }
+
+    /// A hash was said to cover so many tokens behind its block.
+    pub fn learn_lookahead(&mut self, tokens: u64) {
+        if tokens > self.lookahead {
+            self.lookahead = tokens;
+            self.shelves.iter().for_each(|shelf| shelf.info.set_lookahead(tokens));
+        }
+    }
+
+    pub fn shelf(&self, medium: &str, group: i128) -> Option<usize> {
+        let is_it = |shelf: &Shelf| i128::from(shelf.group) == group && *shelf.medium == *medium;
+        self.shelves.iter().position(is_it)
+    }
+
+    /// Where blocks of an indexed group stand; None where the source has too many shelves.
+    pub fn shelf_for(&mut self, medium: &str, group: i128) -> Option<usize> {
+        self.shelf(medium, group).or_else(|| {
+            let group = u8::try_from(group).ok()?;
+            (self.shelves.len() < MAX_SHELVES).then(|| self.add_shelf(medium, group))
+        })
+    }
+
+    fn add_shelf(&mut self, medium: &str, group: u8) -> usize {
+        let (slot, info) = self.model.take_slot(self.source, self.lookahead);
+        let number = self.shelves.len();
+        self.shelves.push(Shelf {
+            medium: medium.into(),
+            group,
+            slot,
+            info,
+            block_size: 0,
+            blocks: HashTable::new(),
+            more: HashMap::new(),
+            twins: HashMap::new(),
+            placements: 0,
+        });
+        if medium == GPU {
+            let before = self.counted.map(|counted| &self.shelves[counted]);
+            if before.is_none_or(|before| group < before.group) {
+                if let Some(before) = before {
+                    self.model.count(&before.info, 0);
+                }
+                self.counted = Some(number);
+            }
+        }
+        number
+    }
+
+    /// The size of a block just placed: depth is in blocks of the last one's size.
+    pub fn note_block_size(&mut self, shelf: usize, block_size: u64) {
+        if self.shelves[shelf].block_size != block_size {
+            self.shelves[shelf].block_size = block_size;
+            if self.counted == Some(shelf) {
+                self.model.count(&self.shelves[shelf].info, block_size);
+            }
+        }
+    }
+
+    // -- blocks ----------------------------------------------------------------------------
+
+    /// The block key that a hash means; None where no shelf holds it.
+    pub fn meaning(&self, name: u64) -> Option<u64> {
+        self.shelves.iter().find_map(|shelf| shelf.meaning(&self.names, name))
+    }
+
+    /// Have memory fetched for a block that is placed soon.
+    pub fn prefetch(&self, key: u64, pin: &Guard) {
+        self.model.table.prefetch(key, pin);
+    }
+
+    /// Make room for blocks that come, where the event brought as many.
+    pub fn expect(&mut self, shelf: usize, blocks: usize) {
+        let names = self.names;
+        let table = &mut self.shelves[shelf].blocks;
+        if table.len() + blocks > table.capacity() && blocks > 64 {
+            table.reserve(blocks, |entry| names.mix(entry.name));
+        }
+    }
+
+    /// Put one copy of a block on a shelf, or say why not: CONFLICT or FULL.
+    pub fn place(&mut self, at: usize, name: u64, key: u64, pin: &Guard) -> Result<(), Reason> {
+        let names = self.names;
+        let mixed = names.mix(name);
+        let shelf = &mut self.shelves[at];
+        if let Some(held) = shelf.blocks.find(mixed, |entry| entry.name == name) {
+            if held.key != key {
+                self.disbelieve(name, pin);
+                return Err(Reason::Conflict);
+            }
+            *shelf.more.entry(name).or_default() += 1;
+            shelf.placements += 1;
+            return Ok(());
+        }
+        if self.shelves.len() > 1
+            && self.shelves.iter().any(|s| s.meaning(&names, name).is_some_and(|k| k != key))
+        {
+            self.disbelieve(name, pin);
+            return Err(Reason::Conflict);
+        }
+        if self.full || self.room_bytes() < PLACEMENT_BYTES + BLOCK_BYTES {
+            self.full = true;
+            return Err(Reason::Full);
+        }
+        let shelf = &mut self.shelves[at];
+        shelf.blocks.insert_unique(mixed, Entry { name, key }, |entry| names.mix(entry.name));
+        shelf.placements += 1;
+        let (added, is_new) = self.model.table.insert(key, shelf.slot, pin);
+        if !added {
+            *shelf.twins.entry(key).or_default() += 1;
+        }
+        self.bytes_added += PLACEMENT_BYTES + if is_new { BLOCK_BYTES } else { 0 };
+        self.blocks_added += i64::from(is_new);
+        Ok(())
+    }
+
+    /// Count further copies of a block that stands on the shelf.
+    pub fn add_copies(&mut self, at: usize, name: u64, copies: u64) {
+        if copies > 0 {
+            let shelf = &mut self.shelves[at];
+            *shelf.more.entry(name).or_default() += copies;
+            shelf.placements += copies;
+        }
+    }
+
+    /// Take one copy of a block; false where the shelf has none, placed or parked.
+    pub fn take(&mut self, at: usize, name: u64, pin: &Guard) -> bool {
+        let shelf = &mut self.shelves[at];
+        if !shelf.more.is_empty()
+            && let Some(more) = shelf.more.get_mut(&name)
+        {
+            *more -= 1;
+            shelf.placements -= 1;
+            if *more == 0 {
+                shelf.more.remove(&name);
+            }
+            return true;
+        }
+        self.vacate(at, name, pin) || self.take_parked(at, name)
+    }
+
+    fn take_parked(&mut self, at: usize, name: u64) -> bool {
+        let before = self.orphans.bytes;
+        let taken = self.orphans.take_copy((at, name));
+        self.bytes_added += self.orphans.bytes - before;
+        taken
+    }
+
+    /// Let a block wait for its parent, or say why not: CONFLICT or FULL.
+    pub fn park(&mut self, block: Parked, pin: &Guard) -> Result<(), Reason> {
+        if let Some(parked) = self.orphans.find(block.at) {
+            if !parked.is_like(&block) {
+                self.disbelieve(block.at.1, pin);
+                return Err(Reason::Conflict);
+            }
+            parked.copies += 1;
+            return Ok(());
+        }
+        if self.full || self.room_bytes() < block.size_bytes() {
+            self.full = true;
+            return Err(Reason::Full);
+        }
+        self.bytes_added += block.size_bytes();
+        self.orphans.add(block);
+        Ok(())
+    }
+
+    pub fn drop_oldest_orphan(&mut self) {
+        let before = self.orphans.bytes;
+        self.orphans.drop_oldest();
+        self.bytes_added += self.orphans.bytes - before;
+    }
+
+    pub fn take_child(&mut self, parent: u64) -> Option<Parked> {
+        let child = self.orphans.take_child(parent)?;
+        self.bytes_added -= child.size_bytes();
+        Some(child)
+    }
+
+    /// Take back all copies of a hash, placed and parked, on all shelves.
+    fn disbelieve(&mut self, name: u64, pin: &Guard) {
+        for at in 0..self.shelves.len() {
+            self.vacate(at, name, pin);
+            if let Some(parked) = self.orphans.remove((at, name)) {
+                self.bytes_added -= parked.size_bytes();
+            }
+        }
+    }
+
+    /// Take all copies of a hash off one shelf; whether there were any.
+    fn vacate(&mut self, at: usize, name: u64, pin: &Guard) -> bool {
+        let shelf = &mut self.shelves[at];
+        let found = shelf.blocks.find_entry(self.names.mix(name), |entry| entry.name == name);
+        let Ok(found) = found else { return false };
+        let (Entry { key, .. }, _) = found.remove();
+        shelf.placements -= 1;
+        if !shelf.more.is_empty() {
+            shelf.placements -= shelf.more.remove(&name).unwrap_or(0);
+        }
+        self.bytes_added -= PLACEMENT_BYTES;
+        if !shelf.twins.is_empty()
+            && let Some(twins) = shelf.twins.get_mut(&key)
+        {
+            *twins -= 1;
+            if *twins == 0 {
+                shelf.twins.remove(&key);
+            }
+            return true;
+        }
+        let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
+        shelf.info.changed();
+        if is_gone {
+            self.blocks_added -= 1;
+            self.bytes_added -= BLOCK_BYTES;
+        }
+        true
+    }
+
+    // -- the end ---------------------------------------------------------------------------
+
+    /// Count for nothing from now on. Takes the same time however much is held.
+    pub fn end(&mut self) {
+        self.shelves.iter().for_each(|shelf| self.model.count(&shelf.info, 0));
+    }
+
+    /// Take everything off the shelves. Nobody else may hold on to this state.
+    pub fn sweep(mut self) {
+        self.bytes_added -= self.orphans.bytes;
+        for shelf in std::mem::take(&mut self.shelves) {
+            let pin = &mut crossbeam_epoch::pin();
+            for (number, entry) in shelf.blocks.into_iter().enumerate() {
+                let (_, is_gone) = self.model.table.remove(entry.key, shelf.slot, pin);
+                self.blocks_added -= i64::from(is_gone);
+                self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
+                if number % 256 == 255 {
+                    pin.repin();
+                    self.settle();
+                }
+            }
+            self.model.free_slot(shelf.slot);
+        }
+        self.settle();
+    }
+}

@@ -1,0 +1,264 @@
+//! The table of a model: block key → the set of shelves that hold the block.
+//!
+//! Contract: readers take no lock and never wait, whatever is being put in, taken out or grown.
+//! Writers lock one of 256 parts, for one block at a time. What a reader sees of a key is what
+//! stood there at one moment.
+//!
+//! Shape: each part is open addressing with linear probing over 16-byte places, four to a cache
+//! line, in an array whose size grows by a third. A key stays where it was put: taking the last
+//! shelf out leaves the key with an empty set, which the same key may fill again and no other.
+//! So a reader that found its key can trust what stands beside it. Dead keys go when the array
+//! is full and is written anew; the old one is freed when its readers have left.
+//!
+//! Why: with a lock per look-up, match of 128k tokens took twice its time; a version per part that
+//! readers check (a seqlock) lets a reader spin behind a writer that lost its processor.
+
+use crate::names::Names;
+use crate::sets::{self, Set, Slot};
+use crossbeam_epoch::Guard;
+use parking_lot::{Mutex, MutexGuard};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+const PARTS: usize = 256;
+const CLASSES: usize = 64;
+/// Arrays begin at cache lines, which leaves six bits of their address for their class of size.
+const ALIGN: usize = 64;
+const CLASS_BITS: usize = ALIGN - 1;
+
+/// Places in an array of each class: from 8 on, each a third more than the one before.
+static PLACES: [u32; CLASSES] = places();
+
+const fn places() -> [u32; CLASSES] {
+    let mut sizes = [0; CLASSES];
+    let mut size: u64 = 8;
+    let mut class = 0;
+    while class < CLASSES {
+        sizes[class] = size as u32;
+        size = size * 4 / 3;
+        class += 1;
+    }
+    sizes
+}
+
+struct Place {
+    /// 0: free.
+    key: AtomicU64,
+    set: AtomicU64,
+}
+
+/// An array of places; null before the first.
+#[derive(Clone, Copy)]
+struct Array {
+    start: NonNull<Place>,
+    places: usize,
+}
+
+// SAFETY: it is only sent into the deferred call that frees it.
+unsafe impl Send for Array {}
+
+impl Array {
+    fn of(tagged: *mut Place) -> Option<Array> {
+        let start = NonNull::new(tagged.map_addr(|address| address & !CLASS_BITS))?;
+        Some(Array { start, places: PLACES[tagged.addr() & CLASS_BITS] as usize })
+    }
+
+    fn layout(places: usize) -> Layout {
+        Layout::array::<Place>(places)
+            .and_then(|layout| layout.align_to(ALIGN))
+            .expect("an array is far smaller than memory")
+    }
+
+    /// A new array of this class, as it is published.
+    fn new(class: usize) -> *mut Place {
+        let layout = Self::layout(PLACES[class] as usize);
+        // SAFETY: the layout is not empty; zeros are valid for Place.
+        let start = unsafe { alloc_zeroed(layout) }.cast::<Place>();
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        start.map_addr(|address| address | class)
+    }
+
+    fn free(self) {
+        // SAFETY: made by `new` with this layout, and nobody else knows it any more.
+        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.places)) };
+    }
+
+    fn all(&self) -> &[Place] {
+        // SAFETY: so many places were allocated and zeroed.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.places) }
+    }
+
+    fn first(&self, mixed: u64) -> usize {
+        ((mixed & 0xffff_ffff) * self.places as u64 >> 32) as usize
+    }
+
+    /// The place of a key, or the free one where it would go. At least one is always free.
+    fn find(&self, mixed: u64, key: u64) -> (&Place, bool) {
+        let all = self.all();
+        let mut at = self.first(mixed);
+        loop {
+            let place = &all[at];
+            match place.key.load(Ordering::Acquire) {
+                0 => return (place, false),
+                found if found == key => return (place, true),
+                _ => at = if at + 1 == all.len() { 0 } else { at + 1 },
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Fill {
+    /// Places with a key.
+    used: usize,
+    /// … and a set that is not empty.
+    live: usize,
+}
+
+/// See the module.
+pub struct Table {
+    names: Names,
+    arrays: Box<[AtomicPtr<Place>]>,
+    fills: Box<[Mutex<Fill>]>,
+}
+
+impl Table {
+    pub fn new(names: Names) -> Self {
+        Table {
+            names,
+            arrays: (0..PARTS).map(|_| AtomicPtr::new(null_mut())).collect(),
+            fills: (0..PARTS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// (the key as it is kept, its mixed bits, its part). 0 is kept as 1: it marks free places.
+    fn place_of(&self, key: u64) -> (u64, u64, usize) {
+        let kept = key.max(1);
+        let mixed = self.names.mix(kept);
+        (kept, mixed, (mixed >> 56) as usize)
+    }
+
+    /// Have the memory of a key fetched, for a look-up soon after.
+    #[inline]
+    pub fn prefetch(&self, key: u64, _pin: &Guard) {
+        let (_, mixed, part) = self.place_of(key);
+        if let Some(array) = Array::of(self.arrays[part].load(Ordering::Acquire)) {
+            prefetch(array.start.as_ptr().wrapping_add(array.first(mixed)).cast());
+        }
+    }
+
+    /// Who holds a block. The set is good for as long as the pin.
+    #[inline]
+    pub fn get(&self, key: u64, _pin: &Guard) -> Set {
+        let (key, mixed, part) = self.place_of(key);
+        let Some(array) = Array::of(self.arrays[part].load(Ordering::Acquire)) else {
+            return Set(0);
+        };
+        match array.find(mixed, key) {
+            (place, true) => Set(place.set.load(Ordering::Acquire)),
+            _ => Set(0),
+        }
+    }
+
+    /// Put a block on a shelf. Returns (it was not there yet, nobody had it yet).
+    pub fn insert(&self, key: u64, slot: Slot, pin: &Guard) -> (bool, bool) {
+        let (key, mixed, part) = self.place_of(key);
+        let mut fill = self.fills[part].lock();
+        let mut array = Array::of(self.arrays[part].load(Ordering::Relaxed));
+        if let Some(there) = array
+            && let (place, true) = there.find(mixed, key)
+        {
+            let was_empty = place.set.load(Ordering::Relaxed) == 0;
+            let added = sets::insert(&place.set, slot, pin);
+            fill.live += usize::from(was_empty);
+            return (added, was_empty);
+        }
+        if array.is_none_or(|array| (fill.used + 1) * 5 > array.places * 4) {
+            array = self.rebuild(part, &mut fill, 1, pin);
+        }
+        let array = array.expect("an array with room for one more");
+        let (place, _) = array.find(mixed, key);
+        sets::insert(&place.set, slot, pin);
+        place.key.store(key, Ordering::Release);
+        fill.used += 1;
+        fill.live += 1;
+        (true, true)
+    }
+
+    /// Take a block off a shelf. Returns (it was there, nobody has it any more).
+    pub fn remove(&self, key: u64, slot: Slot, pin: &Guard) -> (bool, bool) {
+        let (key, mixed, part) = self.place_of(key);
+        let mut fill = self.fills[part].lock();
+        let Some(array) = Array::of(self.arrays[part].load(Ordering::Relaxed)) else {
+            return (false, false);
+        };
+        let (place, true) = array.find(mixed, key) else { return (false, false) };
+        if !sets::remove(&place.set, slot, pin) {
+            return (false, false);
+        }
+        let gone = place.set.load(Ordering::Relaxed) == 0;
+        if gone {
+            fill.live -= 1;
+            if fill.live * 6 < array.places && (array.places > 32 || fill.live == 0) {
+                self.rebuild(part, &mut fill, 0, pin);
+            }
+        }
+        (true, gone)
+    }
+
+    /// Write a part anew without its dead keys, with room for `more`.
+    fn rebuild(
+        &self,
+        part: usize,
+        fill: &mut MutexGuard<Fill>,
+        more: usize,
+        pin: &Guard,
+    ) -> Option<Array> {
+        let old = Array::of(self.arrays[part].load(Ordering::Relaxed));
+        let wanted = fill.live + more;
+        let class = PLACES.iter().position(|&places| places as usize * 3 >= wanted * 5);
+        let new = if wanted == 0 { null_mut() } else { Array::new(class.unwrap_or(CLASSES - 1)) };
+        let array = Array::of(new);
+        for place in old.iter().flat_map(Array::all) {
+            let set = place.set.load(Ordering::Relaxed);
+            if set != 0
+                && let Some(array) = &array
+            {
+                let key = place.key.load(Ordering::Relaxed);
+                let (free, _) = array.find(self.names.mix(key), key);
+                free.set.store(set, Ordering::Relaxed);
+                free.key.store(key, Ordering::Relaxed);
+            }
+        }
+        fill.used = fill.live;
+        self.arrays[part].store(new, Ordering::Release);
+        if let Some(old) = old {
+            // SAFETY: no longer published; readers that saw it are pinned.
+            unsafe { pin.defer_unchecked(move || old.free()) };
+        }
+        array
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        for array in self.arrays.iter_mut().filter_map(|tagged| Array::of(*tagged.get_mut())) {
+            array.all().iter().for_each(|place| sets::free(place.set.load(Ordering::Relaxed)));
+            array.free();
+        }
+    }
+}
+
+#[inline]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

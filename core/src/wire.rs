@@ -1,0 +1,370 @@
+//! MessagePack, as far as KV events need it: a cursor over bytes that nobody vouches for.
+//!
+//! Contract: nothing here panics, recurses without a bound, or allocates. A header that promises
+//! more than there is ends in `Bad`, as does a value of another type than the one asked for.
+//!
+//! Shape: `rmp` names the kinds of values; lengths and numbers are read here, by slices that know
+//! their end. `rmp::decode` was left out for one reason: it reads one value at a time through a
+//! trait, and the list of tokens is where a batch's time goes. `Reader::u32_list` reads it with a
+//! table instead of a branch per token: ids below and above 65,536 take turns at random, and a
+//! wrongly guessed branch costs more than the whole token.
+
+use rmp::Marker;
+
+/// The bytes are not what was asked for, or end too early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bad;
+
+pub type Read<T> = Result<T, Bad>;
+
+/// Lists within lists that a value may hold before it counts as unreadable. The reference's bound
+/// is its interpreter's recursion limit, a little under 1,000.
+pub const MAX_NESTING: u32 = 900;
+
+/// How a value that is not used is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Only where it ends.
+    Extent,
+    /// Also that it could be used: text is UTF-8, times are times, keys of maps can be keys.
+    Value,
+    /// As `Value`, for what stands in a map's key: no maps, no extensions.
+    Key,
+}
+
+/// A cursor. `at` moves only past what was read.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    data: &'a [u8],
+    at: usize,
+}
+
+/// How to cut one unsigned number out of the eight bytes that begin with its marker.
+#[derive(Clone, Copy)]
+struct Cut {
+    left: u8,
+    right: u8,
+    bytes: u8,
+}
+
+/// Per marker of a number below 2^32; `bytes` 0 for everything else.
+static CUTS: [Cut; 256] = cuts();
+
+const fn cuts() -> [Cut; 256] {
+    let mut cuts = [Cut { left: 0, right: 0, bytes: 0 }; 256];
+    let mut marker = 0;
+    while marker < 0x80 {
+        cuts[marker] = Cut { left: 0, right: 56, bytes: 1 };
+        marker += 1;
+    }
+    cuts[0xcc] = Cut { left: 8, right: 56, bytes: 2 };
+    cuts[0xcd] = Cut { left: 8, right: 48, bytes: 3 };
+    cuts[0xce] = Cut { left: 8, right: 32, bytes: 5 };
+    cuts
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(data: &'a [u8]) -> Self {
+        Reader { data, at: 0 }
+    }
+
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.at == self.data.len()
+    }
+
+    /// The bytes between an earlier position and this one.
+    pub fn since(&self, start: usize) -> &'a [u8] {
+        &self.data[start..self.at]
+    }
+
+    fn left(&self) -> usize {
+        self.data.len() - self.at
+    }
+
+    pub fn peek(&self) -> Read<Marker> {
+        self.data.get(self.at).map(|&byte| Marker::from_u8(byte)).ok_or(Bad)
+    }
+
+    fn marker(&mut self) -> Read<Marker> {
+        let marker = self.peek()?;
+        self.at += 1;
+        Ok(marker)
+    }
+
+    fn bytes(&mut self, count: usize) -> Read<&'a [u8]> {
+        if count > self.left() {
+            return Err(Bad);
+        }
+        let bytes = &self.data[self.at..self.at + count];
+        self.at += count;
+        Ok(bytes)
+    }
+
+    fn big_endian<const N: usize>(&mut self) -> Read<[u8; N]> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.bytes(N)?);
+        Ok(bytes)
+    }
+
+    fn length8(&mut self) -> Read<usize> {
+        Ok(usize::from(u8::from_be_bytes(self.big_endian()?)))
+    }
+
+    fn length16(&mut self) -> Read<usize> {
+        Ok(usize::from(u16::from_be_bytes(self.big_endian()?)))
+    }
+
+    fn length32(&mut self) -> Read<usize> {
+        Ok(u32::from_be_bytes(self.big_endian()?) as usize)
+    }
+
+    /// How many items follow; nothing is promised about their being there.
+    pub fn array(&mut self) -> Read<usize> {
+        match self.marker()? {
+            Marker::FixArray(count) => Ok(usize::from(count)),
+            Marker::Array16 => self.length16(),
+            Marker::Array32 => self.length32(),
+            _ => Err(Bad),
+        }
+    }
+
+    /// How many pairs follow.
+    pub fn map(&mut self) -> Read<usize> {
+        match self.marker()? {
+            Marker::FixMap(count) => Ok(usize::from(count)),
+            Marker::Map16 => self.length16(),
+            Marker::Map32 => self.length32(),
+            _ => Err(Bad),
+        }
+    }
+
+    /// Text that may be no UTF-8.
+    pub fn raw_text(&mut self) -> Read<&'a [u8]> {
+        let length = match self.marker()? {
+            Marker::FixStr(length) => usize::from(length),
+            Marker::Str8 => self.length8()?,
+            Marker::Str16 => self.length16()?,
+            Marker::Str32 => self.length32()?,
+            _ => return Err(Bad),
+        };
+        self.bytes(length)
+    }
+
+    pub fn text(&mut self) -> Read<&'a str> {
+        std::str::from_utf8(self.raw_text()?).map_err(|_| Bad)
+    }
+
+    pub fn binary(&mut self) -> Read<&'a [u8]> {
+        let length = match self.marker()? {
+            Marker::Bin8 => self.length8()?,
+            Marker::Bin16 => self.length16()?,
+            Marker::Bin32 => self.length32()?,
+            _ => return Err(Bad),
+        };
+        self.bytes(length)
+    }
+
+    /// Any integer on the wire: from −2^63 to 2^64 − 1.
+    pub fn integer(&mut self) -> Read<i128> {
+        Ok(match self.marker()? {
+            Marker::FixPos(value) => i128::from(value),
+            Marker::FixNeg(value) => i128::from(value),
+            Marker::U8 => i128::from(u8::from_be_bytes(self.big_endian()?)),
+            Marker::U16 => i128::from(u16::from_be_bytes(self.big_endian()?)),
+            Marker::U32 => i128::from(u32::from_be_bytes(self.big_endian()?)),
+            Marker::U64 => i128::from(u64::from_be_bytes(self.big_endian()?)),
+            Marker::I8 => i128::from(i8::from_be_bytes(self.big_endian()?)),
+            Marker::I16 => i128::from(i16::from_be_bytes(self.big_endian()?)),
+            Marker::I32 => i128::from(i32::from_be_bytes(self.big_endian()?)),
+            Marker::I64 => i128::from(i64::from_be_bytes(self.big_endian()?)),
+            _ => return Err(Bad),
+        })
+    }
+
+    pub fn float(&mut self) -> Read<f64> {
+        match self.marker()? {
+            Marker::F32 => Ok(f64::from(f32::from_be_bytes(self.big_endian()?))),
+            Marker::F64 => Ok(f64::from_be_bytes(self.big_endian()?)),
+            _ => Err(Bad),
+        }
+    }
+
+    /// Whether a nil stands here; it is read if so.
+    pub fn nil(&mut self) -> Read<bool> {
+        let is_nil = self.peek()? == Marker::Null;
+        self.at += usize::from(is_nil);
+        Ok(is_nil)
+    }
+
+    /// Nil, or what `read` reads.
+    pub fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<Option<T>> {
+        if self.nil()? { Ok(None) } else { read(self).map(Some) }
+    }
+
+    /// A list of integers. What fits into 32 bits goes to the end of `out`, the rest is counted.
+    /// Returns (how many there are, how many of them do not fit).
+    pub fn u32_list(&mut self, out: &mut Vec<u32>) -> Read<(usize, usize)> {
+        let count = self.array()?;
+        if count > self.left() {
+            return Err(Bad);
+        }
+        out.reserve(count);
+        let (mut read, mut unfit) = (0, 0);
+        while read < count {
+            // Fast while eight bytes can be loaded, whatever the next number is.
+            while read < count && self.left() >= 8 {
+                let mut word = [0; 8];
+                word.copy_from_slice(&self.data[self.at..self.at + 8]);
+                let cut = CUTS[usize::from(word[0])];
+                if cut.bytes == 0 {
+                    break;
+                }
+                let value = (u64::from_be_bytes(word) << cut.left) >> cut.right;
+                out.push(value as u32);
+                self.at += usize::from(cut.bytes);
+                read += 1;
+            }
+            if read < count {
+                match u32::try_from(self.integer()?) {
+                    Ok(value) => out.push(value),
+                    Err(_) => unfit += 1,
+                }
+                read += 1;
+            }
+        }
+        Ok((count, unfit))
+    }
+
+    /// Past one value, however deep: with a counter, not by recursion. As much as a payload needs
+    /// to be cut into events.
+    pub fn skip(&mut self) -> Read<()> {
+        let mut values: usize = 1;
+        while values > 0 {
+            values -= 1;
+            values += self.skip_head()?;
+            if values > self.left() {
+                return Err(Bad);
+            }
+        }
+        Ok(())
+    }
+
+    /// Past one value but for the values within it; returns how many those are.
+    fn skip_head(&mut self) -> Read<usize> {
+        let fixed = match self.marker()? {
+            Marker::FixPos(_) | Marker::FixNeg(_) => 0,
+            Marker::Null | Marker::True | Marker::False => 0,
+            Marker::U8 | Marker::I8 => 1,
+            Marker::U16 | Marker::I16 => 2,
+            Marker::U32 | Marker::I32 | Marker::F32 => 4,
+            Marker::U64 | Marker::I64 | Marker::F64 => 8,
+            Marker::FixExt1 => 2,
+            Marker::FixExt2 => 3,
+            Marker::FixExt4 => 5,
+            Marker::FixExt8 => 9,
+            Marker::FixExt16 => 17,
+            Marker::FixStr(length) => usize::from(length),
+            Marker::Str8 | Marker::Bin8 => self.length8()?,
+            Marker::Str16 | Marker::Bin16 => self.length16()?,
+            Marker::Str32 | Marker::Bin32 => self.length32()?,
+            Marker::Ext8 => self.length8()? + 1,
+            Marker::Ext16 => self.length16()? + 1,
+            Marker::Ext32 => self.length32()?.checked_add(1).ok_or(Bad)?,
+            Marker::FixArray(count) => return Ok(usize::from(count)),
+            Marker::Array16 => return self.length16(),
+            Marker::Array32 => return self.length32(),
+            Marker::FixMap(count) => return Ok(2 * usize::from(count)),
+            Marker::Map16 => return Ok(2 * self.length16()?),
+            Marker::Map32 => return self.length32()?.checked_mul(2).ok_or(Bad),
+            Marker::Reserved => return Err(Bad),
+        };
+        self.bytes(fixed)?;
+        Ok(0)
+    }
+
+    /// Past one value that nests no deeper than `MAX_NESTING`, looked at as `check` says.
+    pub fn pass(&mut self, check: Check) -> Read<()> {
+        self.pass_nested(check, MAX_NESTING)
+    }
+
+    fn pass_nested(&mut self, check: Check, nesting: u32) -> Read<()> {
+        let marker = self.peek()?;
+        match marker {
+            Marker::FixArray(_) | Marker::Array16 | Marker::Array32 => {
+                let inner = nesting.checked_sub(1).ok_or(Bad)?;
+                for _ in 0..self.array()? {
+                    self.pass_nested(check, inner)?;
+                }
+                Ok(())
+            }
+            Marker::FixMap(_) | Marker::Map16 | Marker::Map32 => {
+                let inner = nesting.checked_sub(1).ok_or(Bad)?;
+                let in_key = match check {
+                    Check::Extent => Check::Extent,
+                    Check::Value => Check::Key,
+                    Check::Key => return Err(Bad),
+                };
+                for _ in 0..self.map()? {
+                    self.pass_nested(in_key, inner)?;
+                    self.pass_nested(check, inner)?;
+                }
+                Ok(())
+            }
+            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
+                if check == Check::Extent {
+                    self.raw_text().map(|_| ())
+                } else {
+                    self.text().map(|_| ())
+                }
+            }
+            Marker::FixExt1 | Marker::FixExt2 | Marker::FixExt4 | Marker::FixExt8
+            | Marker::FixExt16 | Marker::Ext8 | Marker::Ext16 | Marker::Ext32 => {
+                self.extension(check)
+            }
+            _ => self.skip(),
+        }
+    }
+
+    /// Past an extension. Type −1 is a time, which must be one; no other can be a map's key.
+    fn extension(&mut self, check: Check) -> Read<()> {
+        let length = match self.marker()? {
+            Marker::FixExt1 => 1,
+            Marker::FixExt2 => 2,
+            Marker::FixExt4 => 4,
+            Marker::FixExt8 => 8,
+            Marker::FixExt16 => 16,
+            Marker::Ext8 => self.length8()?,
+            Marker::Ext16 => self.length16()?,
+            _ => self.length32()?,
+        };
+        let kind = i8::from_be_bytes(self.big_endian()?);
+        let data = self.bytes(length)?;
+        match (check, kind) {
+            (Check::Extent, _) => Ok(()),
+            (_, -1) => is_time(data).then_some(()).ok_or(Bad),
+            (Check::Value, _) => Ok(()),
+            (Check::Key, _) => Err(Bad),
+        }
+    }
+}
+
+/// Whether this is a MessagePack time stamp of the years 1 to 9999.
+fn is_time(data: &[u8]) -> bool {
+    let (seconds, nanoseconds) = match *data {
+        [a, b, c, d] => (i64::from(u32::from_be_bytes([a, b, c, d])), 0),
+        [a, b, c, d, e, f, g, h] => {
+            let both = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+            ((both & 0x3_ffff_ffff) as i64, (both >> 34) as u32)
+        }
+        [a, b, c, d, e, f, g, h, i, j, k, l] => (
+            i64::from_be_bytes([e, f, g, h, i, j, k, l]),
+            u32::from_be_bytes([a, b, c, d]),
+        ),
+        _ => return false,
+    };
+    nanoseconds <= 999_999_999 && (-62_135_596_800..=253_402_300_800).contains(&seconds)
+}
