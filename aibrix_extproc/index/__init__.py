@@ -4,7 +4,17 @@ Owns decoding of KV events, block keys, placements and the depth of a prompt in 
 Knows no ZMQ, no HTTP and no routing: bytes and tokens in, depths out.
 """
 
-from aibrix_extproc.index.reference import PrefixIndex
+from aibrix_extproc.index.backends import BACKEND, Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.index.results import LOSSES, SKIP_REASONS, Applied, IndexStats
 
-__all__ = ["LOSSES", "SKIP_REASONS", "Applied", "IndexStats", "PrefixIndex"]
+__all__ = [
+    "BACKEND",
+    "LOSSES",
+    "SKIP_REASONS",
+    "Applied",
+    "Backend",
+    "BackendMissing",
+    "IndexStats",
+    "PrefixIndex",
+    "open_index",
+]

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.backends import BACK_ENDS
+from tests.backends import BACK_ENDS, needs_core
 from tests.events import TestEvent, batch, cleared, removed, stored
 from tests.naive_index import NaiveIndex, Source
 
@@ -239,5 +239,11 @@ def test_every_back_end_has_its_histories() -> None:
     assert {f"Test{name.capitalize()}Histories" for name in BACK_ENDS} <= set(globals())
 
 
+class CoreHistories(Histories):
+    back_end = "core"
+
+
 TestReferenceHistories = Histories.TestCase
 TestReferenceHistories.settings = bounded
+TestCoreHistories = needs_core(CoreHistories.TestCase)
+TestCoreHistories.settings = bounded
