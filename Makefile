@@ -8,11 +8,16 @@ JOBS ?= 2
 READY := $(VENV)/.ready
 ENVOY := $(ENVOY_VENV)/bin/envoy
 
-.PHONY: demo test lint format types unit proto proto-check clean setup
+CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.rs')
+CARGO := $(shell command -v cargo)
+FUZZ_SECONDS ?= 600
+
+.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz bench
 
 setup: $(READY) $(ENVOY)
 
-$(READY): pyproject.toml constraints.txt
+# With cargo on the PATH this builds the compiled core too (core/); without it, all but that.
+$(READY): pyproject.toml constraints.txt $(CORE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -26,7 +31,7 @@ $(ENVOY):
 demo: setup
 	$(BIN)/aibrix-extproc demo --envoy $(ENVOY)
 
-test: setup lint types proto-check unit
+test: setup lint types proto-check core-check unit
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,12 +40,30 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(if $(CARGO),cargo fmt --manifest-path core/Cargo.toml)
 
 types: $(READY)
 	$(BIN)/mypy
 
 unit: setup
 	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Build the compiled core again, with all of its output.
+core: $(READY)
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-deps --editable .
+
+core-check: $(READY)
+ifeq ($(CARGO),)
+	@echo "no cargo on the PATH: the compiled core is neither built nor checked"
+else
+	cargo fmt --manifest-path core/Cargo.toml --check
+	PYO3_PYTHON=$(abspath $(BIN)/python) cargo clippy --quiet --locked --manifest-path core/Cargo.toml --all-targets --all-features -- -D warnings
+	cargo test --quiet --locked --manifest-path core/Cargo.toml
+endif
+
+# `core-check` runs the same for a moment.
+fuzz: $(READY)
+	AIBRIX_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --manifest-path core/Cargo.toml --test hostile -- --nocapture
 
 proto: $(READY)
 	PYTHON=$(BIN)/python proto/generate aibrix_extproc/extproc/stubs
@@ -52,4 +75,4 @@ proto-check: $(READY)
 	diff -ru --exclude='__pycache__' --exclude='__init__.py' aibrix_extproc/extproc/stubs "$$tmp"
 
 clean:
-	rm -rf $(VENV) $(ENVOY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf core/target $(VENV) $(ENVOY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

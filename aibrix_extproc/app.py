@@ -27,12 +27,12 @@ from aibrix_extproc.extproc.drain import drain
 from aibrix_extproc.extproc.health import Health
 from aibrix_extproc.extproc.service import Processor, listen, make_server
 from aibrix_extproc.extproc.watchdog import Watchdog
-from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
-from aibrix_extproc.settings import Settings
+from aibrix_extproc.settings import IndexBackend, Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ class App:
         self.settings = settings
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
-        self.index = PrefixIndex(
-            max_bytes=settings.kv_index_max_bytes, max_orphans=settings.kv_max_orphans
-        )
+        self.index_backend, self.index = self._open_index()
         self.predictions = Predictions(settings.prediction_max_blocks)
         self.ledger = Ledger(settings.reservation_limit_s)
         self.manager = SourceManager(
@@ -80,6 +78,7 @@ class App:
             index=self.index,
             explains=self.decider,
             readiness=self.readiness,
+            index_backend=self.index_backend,
         )
         self.probe = Probe(self.registry, settings, self.metrics)
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
@@ -95,6 +94,25 @@ class App:
         self._draining = False
         self._readiness_task: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
+
+    def _open_index(self) -> tuple[Backend, PrefixIndex]:
+        settings = self.settings
+        asked = settings.kv_index_backend
+        wanted = None if asked is IndexBackend.AUTO else Backend(asked)
+        try:
+            backend, index = open_index(
+                wanted, settings.kv_index_max_bytes, settings.kv_max_orphans
+            )
+        except BackendMissing as error:
+            raise SettingsError(f"AIBRIX_KV_INDEX_BACKEND: {error}") from None
+        if wanted is None and backend is Backend.REFERENCE:
+            log.warning(
+                "the compiled index is not built: the one in plain Python serves, which is far "
+                "slower (install where cargo is at hand, or set AIBRIX_KV_INDEX_BACKEND=reference)"
+            )
+        for known in Backend:
+            self.metrics.index_backend_info.labels(known).set(known is backend)
+        return backend, index
 
     def _decider(self) -> Decider:
         try:
@@ -123,10 +141,11 @@ class App:
         self.watchdog.start()
         self._readiness_task = asyncio.create_task(self._follow_readiness())
         log.info(
-            "serving on %s, admin on %s, strategy %s, event sync %s",
+            "serving on %s, admin on %s, strategy %s, index %s, event sync %s",
             self.settings.grpc_address,
             self.settings.admin_address,
             self.settings.routing_algorithm,
+            self.index_backend,
             "on" if self.settings.kv_event_sync else "off",
         )
 

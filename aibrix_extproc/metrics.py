@@ -184,6 +184,11 @@ class Metrics:
             "aibrix_kv_index_placements", "Blocks in sources, by medium.", "medium"
         )
         self.index_orphans = self._gauge("aibrix_kv_index_orphans", "Parked blocks.")
+        self.index_backend_info = self._gauge(
+            "aibrix_kv_index_backend_info",
+            "1 for the index that serves: core (compiled) or reference (plain Python).",
+            "backend",
+        )
         self.index_sources = self._gauge("aibrix_kv_index_sources", "Sources in the index.")
 
     def _discovery(self) -> None:

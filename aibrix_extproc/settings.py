@@ -60,6 +60,15 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+class IndexBackend(StrEnum):
+    """Which implementation of the index serves."""
+
+    AUTO = "auto"
+    """The compiled core where it is built, else the reference."""
+    CORE = "core"
+    REFERENCE = "reference"
+
+
 class LogLevel(StrEnum):
     """The least severe line that is written."""
 
@@ -288,6 +297,12 @@ class Settings(BaseModel):
     )
     kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = _var(
         2, "AIBRIX_KV_SUBSCRIBER_THREADS", "Threads that read all event streams."
+    )
+    kv_index_backend: IndexBackend = _var(
+        IndexBackend.AUTO,
+        "AIBRIX_KV_INDEX_BACKEND",
+        "`core` (compiled), `reference` (plain Python, far slower), or `auto`: the core where it "
+        "is built.",
     )
     kv_index_max_bytes: Size = _var(
         2 * 1024 * 1024 * 1024,

@@ -11,10 +11,17 @@ from typing import Any
 from aibrix_extproc.kvevents.manager import SourceView
 
 
-def readiness_page(conditions: Mapping[str, bool]) -> tuple[int, dict[str, Any]]:
+def readiness_page(
+    conditions: Mapping[str, bool], index_backend: str
+) -> tuple[int, dict[str, Any]]:
     """The status and body of `/readyz`: 503 names each condition that does not hold yet."""
     missing = sorted(name for name, holds in conditions.items() if not holds)
-    page = {"ready": not missing, "conditions": dict(conditions), "missing": missing}
+    page = {
+        "ready": not missing,
+        "conditions": dict(conditions),
+        "missing": missing,
+        "index_backend": index_backend,
+    }
     return (503 if missing else 200), page
 
 

@@ -67,13 +67,16 @@ class AdminServer:
         index: HasStats,
         explains: Explains,
         readiness: Callable[[], Mapping[str, bool]],
+        index_backend: str,
     ) -> None:
-        """`readiness`: what must hold before traffic comes, by name; asked at each `/readyz`."""
+        """`readiness`: what must hold before traffic comes, by name; asked at each `/readyz`.
+        `index_backend`: which implementation of the index serves, for the same page."""
         self._settings = settings
         self._registry = registry
         self._manager = manager
         self._explains = explains
         self._readiness = readiness
+        self._index_backend = index_backend
         self._scrape = Scrape(metrics, index)
         self._scraping = asyncio.Lock()
         self._runner: web.AppRunner | None = None
@@ -130,7 +133,7 @@ class AdminServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        status, page = readiness_page(self._readiness())
+        status, page = readiness_page(self._readiness(), self._index_backend)
         return _json(page, status)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -21,17 +21,13 @@ __all__ = ["BACKEND", "Backend", "BackendMissing", "PrefixIndex", "open_index"]
 
 
 class Backend(StrEnum):
-    """What may be asked for."""
+    """The implementations, by the names that metrics and settings have for them."""
 
-    AUTO = "auto"
-    """The core where it is built."""
     CORE = "core"
     REFERENCE = "reference"
 
 
-BACKEND: Final = (
-    Backend.REFERENCE if PrefixIndex is reference.PrefixIndex else Backend.CORE
-)
+BACKEND: Final = Backend.REFERENCE if PrefixIndex is reference.PrefixIndex else Backend.CORE
 """What `PrefixIndex` is here."""
 
 
@@ -40,9 +36,12 @@ class BackendMissing(RuntimeError):
 
 
 def open_index(
-    wanted: Backend, max_bytes: int, max_orphans: int
-) -> tuple[Backend, "reference.PrefixIndex"]:
-    """An empty index, and what it is: CORE or REFERENCE. Raises BackendMissing."""
+    wanted: Backend | None, max_bytes: int, max_orphans: int
+) -> tuple[Backend, "PrefixIndex"]:
+    """An empty index, and what it is. None wants the core where it is built.
+
+    Raises BackendMissing where the core is wanted and was not built.
+    """
     if wanted is Backend.CORE and BACKEND is not Backend.CORE:
         raise BackendMissing("the compiled core is not built")
     if wanted is Backend.REFERENCE:

@@ -195,11 +195,7 @@ impl<'a> Application<'a> {
             self.skip(Reason::UnnamedAdapter)?;
         }
         let medium = event.medium.unwrap_or(GPU);
-        let shelf = if indexed {
-            self.present.state.shelf_for(medium, event.group)
-        } else {
-            None
-        };
+        let shelf = if indexed { self.present.state.shelf_for(medium, event.group) } else { None };
         let Some(shelf) = shelf else { return self.skip(Reason::GroupNotIndexed) };
         let key = match event.parent {
             None => Some(keys::root(block_size, adapter)),
@@ -227,12 +223,7 @@ impl<'a> Application<'a> {
     }
 
     /// The blocks of an event whose lengths fit; None where extras have no place in a key.
-    fn understand(
-        &self,
-        event: &Stored,
-        block_size: u32,
-        adapter: Adapter,
-    ) -> Option<Blocks<'a>> {
+    fn understand(&self, event: &Stored, block_size: u32, adapter: Adapter) -> Option<Blocks<'a>> {
         let hashes = &self.lists.hashes[event.hashes.clone()];
         let mut blocks = Blocks {
             hashes,

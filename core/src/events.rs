@@ -130,8 +130,7 @@ fn seconds(reader: &mut Reader) -> Read<Option<f64>> {
     let mut number = *reader;
     reader.skip()?;
     let float = number.peek().is_ok_and(|kind| matches!(kind, Marker::F32 | Marker::F64));
-    let value =
-        if float { number.float() } else { number.integer().map(|integer| integer as f64) };
+    let value = if float { number.float() } else { number.integer().map(|integer| integer as f64) };
     Ok(value.ok().filter(|value| value.is_finite()))
 }
 
@@ -326,7 +325,10 @@ impl Body {
                 }
                 // Engines send the fields in order: look where the next one should be first.
                 let next = (seen.trailing_ones() as usize).min(fields.len());
-                fields[next..].iter().position(|(name, _)| *name == key).map(|at| next + at)
+                fields[next..]
+                    .iter()
+                    .position(|(name, _)| *name == key)
+                    .map(|at| next + at)
                     .or_else(|| fields[..next].iter().position(|(name, _)| *name == key))
             } else {
                 (number < fields.len()).then_some(number)

@@ -4,7 +4,7 @@
 //! thread. Payloads of one source must come in order, from one thread at a time; different
 //! sources never wait for one another, and readers wait for nobody.
 
-use crate::apply::{Applied, Application, Present, Source};
+use crate::apply::{Application, Applied, Present, Source};
 use crate::events::{self, Lists};
 use crate::keys::{self, Adapter};
 use crate::lookup::{Question, Walk};
@@ -68,12 +68,7 @@ impl Index {
         }
     }
 
-    pub fn add_source(
-        &self,
-        model: &[u8],
-        lora_id: Option<i128>,
-        lora_name: Option<&[u8]>,
-    ) -> u64 {
+    pub fn add_source(&self, model: &[u8], lora_id: Option<i128>, lora_name: Option<&[u8]>) -> u64 {
         let number = self.next_source.fetch_add(1, Ordering::Relaxed);
         let of_source = {
             let mut models = self.models.write();
@@ -213,7 +208,12 @@ impl Index {
 }
 
 /// The keys of all full blocks of a prompt.
-pub fn block_keys(tokens: &[u8], block_size: u32, lora: Option<&[u8]>, salt: Option<&[u8]>) -> Vec<u64> {
+pub fn block_keys(
+    tokens: &[u8],
+    block_size: u32,
+    lora: Option<&[u8]>,
+    salt: Option<&[u8]>,
+) -> Vec<u64> {
     let mut key = keys::root(block_size, lora.map_or(Adapter::None, Adapter::Named));
     let mut extras = salt.map_or_else(Vec::new, keys::encode_salt);
     let mut keys = Vec::with_capacity(tokens.len() / keys::TOKEN_BYTES / block_size as usize);

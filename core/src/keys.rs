@@ -143,3 +143,38 @@ fn encode_bytes(kind: u8, bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
     out.extend_from_slice(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(ids: &[u32]) -> Vec<u8> {
+        ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn keys_are_those_of_the_reference() {
+        let all = tokens(&(1..=12).collect::<Vec<u32>>());
+        let plain = crate::index::block_keys(&all, 4, None, None);
+        assert_eq!(plain, [0x5e761417a482a0e9, 0xe60980c35dc5626e, 0x27b101e86a4b6828]);
+        let salt = "tenant-ä".as_bytes();
+        let salted = crate::index::block_keys(&all, 4, Some(b"adapter"), Some(salt));
+        assert_eq!(salted, [0x51661f9713b5b48f, 0xcf0ca45868df3ebc, 0xf1a8da9273957c6c]);
+    }
+
+    #[test]
+    fn extras_are_never_as_long_as_tokens() {
+        for length in 1..40 {
+            assert_eq!(encode_salt(&vec![b'x'; length]).len() % TOKEN_BYTES, 1);
+        }
+        assert!(encode_salt(b"").is_empty());
+    }
+
+    #[test]
+    fn an_adapter_that_leads_is_left_out() {
+        let list = [&[0x92, 0xa2], &b"ad"[..], &[0xa1], b"s"].concat();
+        let mut out = Vec::new();
+        encode_extras(&mut Reader::new(&list), Some(b"ad"), &mut out).unwrap();
+        assert_eq!(out, encode_salt(b"s"));
+    }
+}

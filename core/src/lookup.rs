@@ -85,7 +85,8 @@ impl Walk {
             let info = &infos[slot as usize];
             hold(info.source, &mut || {
                 if info.counted() == question.block_size {
-                    let whole = self.keys.iter().take_while(|&&k| model.table.get(k, pin).contains(slot));
+                    let whole =
+                        self.keys.iter().take_while(|&&k| model.table.get(k, pin).contains(slot));
                     push(out, info, whole.count() as u64, question.block_size);
                 }
             });
@@ -116,6 +117,7 @@ impl Walk {
 
     fn walk(&mut self, model: &Model, infos: &[Arc<SlotInfo>], asked: &Question, pin: &Guard) {
         self.ends.clear();
+        self.alive = Alive::default();
         let step = asked.block_size as usize * TOKEN_BYTES;
         let blocks = asked.tokens.len() / step;
         let (mut done, mut chunk) = (0, FIRST_CHUNK);
@@ -241,12 +243,7 @@ impl Alive {
                 return;
             }
         }
-        let mut bits = match std::mem::take(self) {
-            Alive::Bits(bits) => bits,
-            Alive::Lanes(_) => Vec::new(),
-        };
-        bits.clear();
-        bits.resize(starts.last().map_or(0, |&(slot, _)| slot as usize / 64 + 1), 0);
+        let mut bits = vec![0; starts.last().map_or(0, |&(slot, _)| slot as usize / 64 + 1)];
         starts.iter().for_each(|&(slot, _)| bits[slot as usize / 64] |= 1 << (slot % 64));
         *self = Alive::Bits(bits);
     }

@@ -39,7 +39,10 @@ fn results(py: Python<'_>) -> PyResult<&Results> {
             stats: module.getattr("IndexStats")?.cast_into::<PyType>()?.unbind(),
             array: py.import("array")?.getattr("array")?.unbind(),
             empty: py.import("builtins")?.getattr("object")?.getattr("__new__")?.unbind(),
-            reasons: reasons::NAMES.iter().map(|name| PyString::intern(py, name).unbind()).collect(),
+            reasons: reasons::NAMES
+                .iter()
+                .map(|name| PyString::intern(py, name).unbind())
+                .collect(),
         })
     })
 }
@@ -56,10 +59,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Number {
 }
 
 impl Number {
-    fn known<T>(
-        &self,
-        work: impl FnOnce(u64) -> Result<T, UnknownSource>,
-    ) -> PyResult<T> {
+    fn known<T>(&self, work: impl FnOnce(u64) -> Result<T, UnknownSource>) -> PyResult<T> {
         self.0
             .ok_or(UnknownSource)
             .and_then(work)
@@ -69,7 +69,7 @@ impl Number {
 
 /// The index of every engine's KV cache, compiled. See `reference.PrefixIndex`, whose answers it
 /// gives.
-#[pyclass(module = "aibrix_extproc._core", frozen)]
+#[pyclass(module = "aibrix_extproc._core", frozen, subclass)]
 struct PrefixIndex {
     index: Index,
 }
@@ -138,12 +138,15 @@ impl PrefixIndex {
         let tokens = Tokens::of(&tokens)?;
         let bytes = tokens.bytes();
         // A size beyond 32 bits has no root, and no prompt has such a block.
-        let keys = u32::try_from(block_size).map_or_else(|_| Vec::new(), |size| {
-            py.detach(|| {
-                let lora = lora.as_ref().map(Text::bytes);
-                index::block_keys(bytes, size, lora, cache_salt.as_ref().map(Text::bytes))
-            })
-        });
+        let keys = u32::try_from(block_size).map_or_else(
+            |_| Vec::new(),
+            |size| {
+                py.detach(|| {
+                    let lora = lora.as_ref().map(Text::bytes);
+                    index::block_keys(bytes, size, lora, cache_salt.as_ref().map(Text::bytes))
+                })
+            },
+        );
         let raw: Vec<u8> = keys.iter().flat_map(|key| key.to_ne_bytes()).collect();
         results(py)?.array.bind(py).call1(("Q", PyBytes::new(py, &raw)))
     }
@@ -236,5 +239,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<token_ids::TokenIds>()?;
     module.add_function(wrap_pyfunction!(token_ids::read_tokenized, module)?)?;
     module.add_function(wrap_pyfunction!(token_ids::read_rendered, module)?)?;
-    module.add("__all__", PyList::new(module.py(), ["PrefixIndex", "TokenIds", "read_rendered", "read_tokenized"])?)
+    module.add(
+        "__all__",
+        PyList::new(module.py(), ["PrefixIndex", "TokenIds", "read_rendered", "read_tokenized"])?,
+    )
 }

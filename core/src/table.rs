@@ -71,7 +71,7 @@ impl Array {
     }
 
     /// A new array of this class, as it is published.
-    fn new(class: usize) -> *mut Place {
+    fn make(class: usize) -> *mut Place {
         let layout = Self::layout(PLACES[class] as usize);
         // SAFETY: the layout is not empty; zeros are valid for Place.
         let start = unsafe { alloc_zeroed(layout) }.cast::<Place>();
@@ -82,7 +82,7 @@ impl Array {
     }
 
     fn free(self) {
-        // SAFETY: made by `new` with this layout, and nobody else knows it any more.
+        // SAFETY: made by `make` with this layout, and nobody else knows it any more.
         unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.places)) };
     }
 
@@ -92,7 +92,7 @@ impl Array {
     }
 
     fn first(&self, mixed: u64) -> usize {
-        ((mixed & 0xffff_ffff) * self.places as u64 >> 32) as usize
+        (((mixed & 0xffff_ffff) * self.places as u64) >> 32) as usize
     }
 
     /// The place of a key, or the free one where it would go. At least one is always free.
@@ -220,7 +220,7 @@ impl Table {
         let old = Array::of(self.arrays[part].load(Ordering::Relaxed));
         let wanted = fill.live + more;
         let class = PLACES.iter().position(|&places| places as usize * 3 >= wanted * 5);
-        let new = if wanted == 0 { null_mut() } else { Array::new(class.unwrap_or(CLASSES - 1)) };
+        let new = if wanted == 0 { null_mut() } else { Array::make(class.unwrap_or(CLASSES - 1)) };
         let array = Array::of(new);
         for place in old.iter().flat_map(Array::all) {
             let set = place.set.load(Ordering::Relaxed);
@@ -261,4 +261,82 @@ fn prefetch(address: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeSet, HashMap};
+
+    fn members(set: Set) -> BTreeSet<Slot> {
+        let mut all = BTreeSet::new();
+        set.for_each(|slot| assert!(all.insert(slot)));
+        all
+    }
+
+    /// Keys and shelves by a fixed rule, so that sets of every size come and go.
+    #[test]
+    fn a_table_is_a_map_of_sets() {
+        let table = Table::new(Names::new());
+        let mut naive: HashMap<u64, BTreeSet<Slot>> = HashMap::new();
+        let mut state = 7u64;
+        for step in 0..100_000u64 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let key = (state >> 33) % if step < 50_000 { 3000 } else { 50 } + 2;
+            let slot = match (state >> 20) % 10 {
+                0 => 70_000 + (state >> 50) as Slot % 3,
+                n => (state >> 40) as Slot % (n as Slot * 20),
+            };
+            let pin = &crossbeam_epoch::pin();
+            let held = naive.entry(key).or_default();
+            if (state >> 60) < 9 {
+                let was_empty = held.is_empty();
+                let added = held.insert(slot);
+                assert_eq!(table.insert(key, slot, pin), (added, was_empty));
+            } else {
+                let was = held.remove(&slot);
+                assert_eq!(table.remove(key, slot, pin), (was, was && held.is_empty()));
+            }
+            assert_eq!(&members(table.get(key, pin)), held);
+            assert_eq!(table.get(key, pin).contains(slot), held.contains(&slot));
+        }
+        let pin = &crossbeam_epoch::pin();
+        for (key, held) in naive {
+            assert_eq!(members(table.get(key, pin)), held);
+            held.iter().for_each(|&slot| assert!(table.remove(key, slot, pin).0));
+        }
+        assert!(table.arrays.iter().all(|array| array.load(Ordering::Relaxed).is_null()));
+    }
+
+    #[test]
+    fn readers_find_what_stays_while_others_come_and_go() {
+        let table = Table::new(Names::new());
+        let pin = &crossbeam_epoch::pin();
+        (0..500).for_each(|key| {
+            table.insert(key * 1000, 3, pin);
+        });
+        std::thread::scope(|scope| {
+            let writers = [10, 60].map(|slot| {
+                let table = &table;
+                scope.spawn(move || {
+                    let keys = || (2..5000).map(|key| if key % 10 == 0 { key * 100 } else { key });
+                    for slot in slot..slot + 5 {
+                        let pin = &mut crossbeam_epoch::pin();
+                        keys().for_each(|key| assert!(table.insert(key, slot, pin).0));
+                        pin.repin();
+                        keys().for_each(|key| assert!(table.remove(key, slot, pin).0));
+                    }
+                })
+            });
+            while !writers.iter().all(|writer| writer.is_finished()) {
+                let pin = &crossbeam_epoch::pin();
+                for key in 0..500 {
+                    table.prefetch(key * 1000, pin);
+                    let set = table.get(key * 1000, pin);
+                    assert!(set.contains(3));
+                    assert!(set.len() <= 3);
+                }
+            }
+        });
+    }
 }

@@ -321,10 +321,14 @@ impl<'a> Reader<'a> {
                     self.text().map(|_| ())
                 }
             }
-            Marker::FixExt1 | Marker::FixExt2 | Marker::FixExt4 | Marker::FixExt8
-            | Marker::FixExt16 | Marker::Ext8 | Marker::Ext16 | Marker::Ext32 => {
-                self.extension(check)
-            }
+            Marker::FixExt1
+            | Marker::FixExt2
+            | Marker::FixExt4
+            | Marker::FixExt8
+            | Marker::FixExt16
+            | Marker::Ext8
+            | Marker::Ext16
+            | Marker::Ext32 => self.extension(check),
             _ => self.skip(),
         }
     }
@@ -360,10 +364,9 @@ fn is_time(data: &[u8]) -> bool {
             let both = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
             ((both & 0x3_ffff_ffff) as i64, (both >> 34) as u32)
         }
-        [a, b, c, d, e, f, g, h, i, j, k, l] => (
-            i64::from_be_bytes([e, f, g, h, i, j, k, l]),
-            u32::from_be_bytes([a, b, c, d]),
-        ),
+        [a, b, c, d, e, f, g, h, i, j, k, l] => {
+            (i64::from_be_bytes([e, f, g, h, i, j, k, l]), u32::from_be_bytes([a, b, c, d]))
+        }
         _ => return false,
     };
     nanoseconds <= 999_999_999 && (-62_135_596_800..=253_402_300_800).contains(&seconds)

@@ -3,6 +3,7 @@
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 /// A str as UTF-8; lone surrogates too, as `surrogatepass` writes them.
@@ -30,7 +31,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Text {
 /// A prompt's tokens. Buffers of 32-bit ints or bytes are read where they are.
 pub enum Tokens {
     Buffer(PyUntypedBuffer),
-    Bytes(Py<PyBytes>, *const u8, usize),
+    Bytes(PyBackedBytes),
 }
 
 impl Tokens {
@@ -48,23 +49,20 @@ impl Tokens {
         let py = tokens.py();
         let module = py.import("aibrix_extproc.index.keys")?;
         let encoded = module.call_method1("token_bytes", (tokens,))?;
-        let encoded = encoded.cast_into::<PyBytes>()?;
-        let (start, length) = (encoded.as_bytes().as_ptr(), encoded.as_bytes().len());
-        Ok(Tokens::Bytes(encoded.unbind(), start, length))
+        Ok(Tokens::Bytes(encoded.cast_into::<PyBytes>()?.into()))
     }
 
     /// Little-endian, four bytes each.
     pub fn bytes(&self) -> &[u8] {
-        let (start, length) = match self {
-            Tokens::Buffer(buffer) => (buffer.buf_ptr().cast_const().cast(), buffer.len_bytes()),
-            Tokens::Bytes(_, start, length) => (*start, *length),
-        };
-        if length == 0 {
-            return &[];
+        match self {
+            Tokens::Bytes(bytes) => bytes,
+            Tokens::Buffer(buffer) if buffer.len_bytes() == 0 => &[],
+            // SAFETY: self keeps the memory alive and in place. Another thread that writes into
+            // a writable buffer meanwhile can change what is hashed, and nothing else.
+            Tokens::Buffer(buffer) => unsafe {
+                std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes())
+            },
         }
-        // SAFETY: self keeps the memory alive and in place. Another thread that writes into a
-        // writable buffer meanwhile can change what is hashed, and nothing else.
-        unsafe { std::slice::from_raw_parts(start, length) }
     }
 }
 
@@ -78,8 +76,7 @@ pub fn copy_of(payload: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
         return Ok(Vec::new());
     }
     // SAFETY: the buffer is held, and the GIL too, while it is copied.
-    let bytes = unsafe {
-        std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes())
-    };
+    let bytes =
+        unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) };
     Ok(bytes.to_vec())
 }

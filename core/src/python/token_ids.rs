@@ -48,7 +48,11 @@ impl TokenIds {
         self.length as usize
     }
 
-    fn __getitem__<'py>(&self, py: Python<'py>, at: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        at: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         if let Ok(slice) = at.cast::<PySlice>() {
             return Ok(Bound::new(py, self.slice(slice.indices(self.length)?))?.into_any());
         }
@@ -114,7 +118,9 @@ impl TokenIds {
             };
         }
         let ids = self.ids();
-        TokenIds::new((0..of.slicelength as isize).map(|n| ids[(of.start + n * of.step) as usize]).collect())
+        TokenIds::new(
+            (0..of.slicelength as isize).map(|n| ids[(of.start + n * of.step) as usize]).collect(),
+        )
     }
 }
 

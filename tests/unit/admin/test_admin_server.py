@@ -91,7 +91,9 @@ async def server(world: World, metrics: Metrics) -> AsyncIterator[AdminServer]:
         [Pod("default", "vllm-0", "uid", "10.0.0.1:8000", "llama", adapters=("tales",))]
     )
     settings = Settings(admin_address="127.0.0.1:0", max_body_bytes=1000)
-    server = AdminServer(settings, metrics, registry, world, world, world, lambda: world.conditions)
+    server = AdminServer(
+        settings, metrics, registry, world, world, world, lambda: world.conditions, "core"
+    )
     await server.start()
     yield server
     await server.close()
@@ -131,7 +133,9 @@ async def test_readiness_says_what_is_missing(http: aiohttp.ClientSession, world
     world.conditions = {"pods_listed": True, "first_sync_done": True}
     async with http.get("/readyz") as reply:
         assert reply.status == 200
-        assert (await reply.json())["ready"] is True
+        page = await reply.json()
+    assert page["ready"] is True
+    assert page["index_backend"] == "core"
 
 
 async def test_metrics_are_readable_by_prometheus(
@@ -316,7 +320,14 @@ async def test_an_address_in_use_is_a_settings_error_that_names_the_variable(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         server = AdminServer(
-            Settings(admin_address=address), metrics, Registry(metrics), world, world, world, dict
+            Settings(admin_address=address),
+            metrics,
+            Registry(metrics),
+            world,
+            world,
+            world,
+            dict,
+            "core",
         )
         with pytest.raises(SettingsError, match="AIBRIX_EXTPROC_ADMIN_ADDRESS"):
             await server.start()
