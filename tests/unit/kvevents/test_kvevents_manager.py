@@ -150,6 +150,7 @@ def test_what_makes_it_another_cache_gives_a_new_number(
     (new,) = house.numbers().values()
     assert new != old
     assert house.cleared == [old]
+    eventually(lambda: old not in house.index.stats().per_source)
     with pytest.raises(KeyError):
         house.index.clear_source(old)
 
@@ -170,7 +171,7 @@ def test_a_pod_that_is_gone_takes_its_sources_along(house: House) -> None:
     house.is_now(None)
     assert house.manager.views() == ()
     assert house.cleared == [number]
-    assert house.index.stats().sources == 0
+    eventually(lambda: house.index.stats().sources == 0)
 
 
 def test_the_label_of_an_adapter_names_it_for_the_index(house: House) -> None:
