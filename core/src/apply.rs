@@ -22,6 +22,10 @@ use std::ops::Range;
 /// Blocks that may be touched before the source's lock is offered to others.
 const STRETCH_BLOCKS: i64 = 64;
 
+/// How many hashes ahead memory is asked for: for a hash, and for the key that it means.
+const FAR_AHEAD: usize = 16;
+const NEAR_AHEAD: usize = 8;
+
 /// A source of the index: what `add_source` said of it, and its present state.
 pub struct Source {
     pub model: Box<[u8]>,
@@ -119,6 +123,7 @@ impl<'a> Application<'a> {
     }
 
     fn apply_all(&mut self, batch: &Batch) -> Step {
+        self.fetch_ahead(batch);
         for event in &batch.events {
             match *event {
                 Event::Stored(number) => self.store(&batch.stored[number as usize])?,
@@ -128,6 +133,23 @@ impl<'a> Application<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Have the memory fetched that the first events will need, and the parents of all.
+    fn fetch_ahead(&self, batch: &Batch) {
+        let state = &self.present.state;
+        let Some(shelf) = state.usual_shelf() else { return };
+        for &name in self.lists.hashes.iter().take(FAR_AHEAD) {
+            state.prefetch_name(shelf, name);
+        }
+        if matches!(batch.events.first(), Some(Event::Removed(_))) {
+            for &name in self.lists.hashes.iter().take(NEAR_AHEAD) {
+                state.prefetch_held(shelf, name, &self.pin);
+            }
+        }
+        for parent in batch.stored.iter().take(2 * FAR_AHEAD).filter_map(|event| event.parent) {
+            state.prefetch_name(shelf, parent);
+        }
     }
 
     fn skip(&mut self, reason: Reason) -> Step {
@@ -169,7 +191,14 @@ impl<'a> Application<'a> {
         let medium = event.medium.unwrap_or(GPU);
         let Some(shelf) = self.present.state.shelf(medium, event.group) else { return Ok(()) };
         let lists = self.lists;
-        for &name in &lists.hashes[event.hashes.clone()] {
+        for at in event.hashes.clone() {
+            let name = lists.hashes[at];
+            if let Some(&soon) = lists.hashes.get(at + FAR_AHEAD) {
+                self.present.state.prefetch_name(shelf, soon);
+            }
+            if let Some(&next) = lists.hashes.get(at + NEAR_AHEAD) {
+                self.present.state.prefetch_held(shelf, next, &self.pin);
+            }
             if self.present.state.take(shelf, name, &self.pin) {
                 self.applied.removed += 1;
             }
@@ -265,11 +294,10 @@ impl<'a> Application<'a> {
         key: Option<u64>,
     ) -> Step {
         let block_size = (blocks.block_bytes / TOKEN_BYTES) as u64;
-        self.present.state.expect(shelf, blocks.hashes.len());
         let (mut key, mut parent) = (key, parent.unwrap_or(0));
         for (number, &name) in blocks.hashes.iter().enumerate() {
             if let Some(before) = key {
-                let own = self.chained(blocks, before, number);
+                let own = self.chained(shelf, blocks, before, number);
                 match self.present.state.place(shelf, name, own, &self.pin) {
                     Ok(()) => {
                         self.applied.stored += 1;
@@ -309,14 +337,15 @@ impl<'a> Application<'a> {
 
     /// The key of a block. Those of some blocks behind it are made at the same time, so that the
     /// memory they will need is on its way.
-    fn chained(&mut self, blocks: &Blocks, before: u64, number: usize) -> u64 {
+    fn chained(&mut self, shelf: usize, blocks: &Blocks, before: u64, number: usize) -> u64 {
         if self.keys.is_empty() {
             const AHEAD: usize = 16;
             let end = blocks.hashes.len().min(number + AHEAD);
             let mut key = before;
             for next in number..end {
                 key = blocks.key(key, next);
-                self.present.state.prefetch(key, &self.pin);
+                self.present.state.prefetch_key(key, &self.pin);
+                self.present.state.prefetch_name(shelf, blocks.hashes[next]);
                 self.keys.push(key);
             }
             self.keys.reverse();

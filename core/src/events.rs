@@ -389,6 +389,7 @@ fn read_hash(reader: &mut Reader, names: &Names) -> Read<u64> {
             let bytes = reader.binary()?;
             if bytes.len() > MAX_HASH_BYTES { Err(Bad) } else { Ok(names.of_bytes(bytes)) }
         }
+        Marker::U64 => reader.unsigned_64(),
         _ => Ok(names.of_integer(reader.integer()?)),
     }
 }

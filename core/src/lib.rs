@@ -6,10 +6,12 @@
 //! Python. Nothing here knows HTTP, ZMQ or a policy.
 
 pub mod apply;
+mod entries;
 pub mod events;
 pub mod index;
 pub mod keys;
 mod lookup;
+mod memory;
 mod model;
 pub mod names;
 mod orphans;

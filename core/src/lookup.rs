@@ -4,7 +4,7 @@
 //! one moment of the call. Takes no lock, unless a source changes so fast that three looks at it
 //! failed; then its writer is held up for one look.
 //!
-//! Shape: keys are made in chunks that grow, so that a prompt that nobody has costs eight hashes,
+//! Shape: keys are made in chunks that grow, so that a prompt that nobody has costs 24 hashes,
 //! and each key's memory is asked for as soon as it is known: hashing and fetching overlap. Then
 //! one step per block: the sources still in the running are in one word of four lanes, or in a
 //! bitmap, and a block with the same word as the one before needs no work at all.
@@ -123,7 +123,9 @@ impl Walk {
         let (mut done, mut chunk) = (0, FIRST_CHUNK);
         while done < blocks {
             let end = blocks.min(done + chunk);
-            self.make_keys(model, asked, step, end, pin);
+            chunk = (chunk * 2).min(LARGEST_CHUNK);
+            // One chunk ahead, so that its memory is there when its turn comes.
+            self.make_keys(model, asked, step, blocks.min(end + chunk), pin);
             if done == 0 {
                 self.begin(model, infos, asked.block_size, pin);
             }
@@ -133,7 +135,6 @@ impl Walk {
                 }
             }
             done = end;
-            chunk = (chunk * 2).min(LARGEST_CHUNK);
         }
         let (alive, ends) = (&self.alive, &mut self.ends);
         alive.for_each(|slot| ends.push((slot, blocks as u64)));

@@ -36,6 +36,13 @@ impl Names {
         xxh3_64_with_seed(bytes, !self.seed)
     }
 
+    /// A name's 64 bits, mixed so that the highest are well spread, and never 0. Different names
+    /// stay different, but for one secret name that shares with its neighbour.
+    #[inline]
+    pub fn keep(&self, name: u64) -> u64 {
+        (name ^ self.seed).wrapping_mul(GOLDEN).max(1)
+    }
+
     /// 64 well-mixed bits of a key or name, different in every process.
     #[inline]
     pub fn mix(&self, value: u64) -> u64 {

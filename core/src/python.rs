@@ -14,20 +14,25 @@ use crate::apply;
 use crate::index::{self, Index, UnknownSource};
 use crate::reasons;
 use prompt::{Text, Tokens};
-use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyList, PyString, PyType};
-use pyo3::{IntoPyObjectExt, intern};
 
 /// What Python's side is asked for, once.
 struct Results {
     applied: Py<PyType>,
     stats: Py<PyType>,
     array: Py<PyAny>,
-    empty: Py<PyAny>,
+    /// The slots of `Applied`, in the order of `FIELDS`.
+    slots: Vec<Py<PyAny>>,
     reasons: Vec<Py<PyString>>,
 }
+
+const FIELDS: [&str; 8] =
+    ["stored", "removed", "cleared", "parked", "skipped", "lossy", "timestamp", "events"];
 
 static RESULTS: PyOnceLock<Results> = PyOnceLock::new();
 
@@ -38,7 +43,10 @@ fn results(py: Python<'_>) -> PyResult<&Results> {
             applied: module.getattr("Applied")?.cast_into::<PyType>()?.unbind(),
             stats: module.getattr("IndexStats")?.cast_into::<PyType>()?.unbind(),
             array: py.import("array")?.getattr("array")?.unbind(),
-            empty: py.import("builtins")?.getattr("object")?.getattr("__new__")?.unbind(),
+            slots: FIELDS
+                .iter()
+                .map(|name| Ok(module.getattr("Applied")?.getattr(name)?.unbind()))
+                .collect::<PyResult<_>>()?,
             reasons: reasons::NAMES
                 .iter()
                 .map(|name| PyString::intern(py, name).unbind())
@@ -207,28 +215,40 @@ fn applied_to_python<'py>(
             skipped.set_item(name, count)?;
         }
     }
-    let object = results.empty.bind(py).call1((&results.applied,))?;
-    set(&object, intern!(py, "stored"), applied.stored)?;
-    set(&object, intern!(py, "removed"), applied.removed)?;
-    set(&object, intern!(py, "cleared"), applied.cleared)?;
-    set(&object, intern!(py, "parked"), applied.parked)?;
-    set(&object, intern!(py, "skipped"), skipped)?;
-    set(&object, intern!(py, "lossy"), applied.skipped.is_lossy())?;
-    set(&object, intern!(py, "timestamp"), applied.timestamp)?;
-    set(&object, intern!(py, "events"), applied.events)?;
+    let values = [
+        applied.stored.into_bound_py_any(py)?,
+        applied.removed.into_bound_py_any(py)?,
+        applied.cleared.into_bound_py_any(py)?,
+        applied.parked.into_bound_py_any(py)?,
+        skipped.into_any(),
+        applied.skipped.is_lossy().into_bound_py_any(py)?,
+        applied.timestamp.into_bound_py_any(py)?,
+        applied.events.into_bound_py_any(py)?,
+    ];
+    let class = results.applied.bind(py);
+    // SAFETY: an ordinary heap type; what it makes has its slots empty and its reference owned.
+    let object = unsafe {
+        let made = ffi::PyType_GenericAlloc(class.as_type_ptr(), 0);
+        Bound::from_owned_ptr_or_err(py, made)?
+    };
+    for (slot, value) in results.slots.iter().zip(&values) {
+        set_slot(slot.bind(py), &object, value)?;
+    }
     Ok(object)
 }
 
-/// `object.__setattr__(object, name, value)`: what a frozen dataclass's own `__init__` does.
-fn set<'py>(
-    object: &Bound<'py, PyAny>,
-    name: &Bound<'py, PyString>,
-    value: impl IntoPyObjectExt<'py>,
+/// What `object.__setattr__` comes to, for a slot that is known.
+fn set_slot(
+    slot: &Bound<'_, PyAny>,
+    object: &Bound<'_, PyAny>,
+    value: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let value = value.into_bound_py_any(object.py())?;
-    // SAFETY: three live objects, and the GIL is held.
+    // SAFETY: three live objects, and the GIL is held; a slot's type has this function.
     let status = unsafe {
-        pyo3::ffi::PyObject_GenericSetAttr(object.as_ptr(), name.as_ptr(), value.as_ptr())
+        match (*slot.get_type_ptr()).tp_descr_set {
+            Some(set) => set(slot.as_ptr(), object.as_ptr(), value.as_ptr()),
+            None => return Err(PyTypeError::new_err("Applied has no slots")),
+        }
     };
     if status == 0 { Ok(()) } else { Err(PyErr::fetch(object.py())) }
 }

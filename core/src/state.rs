@@ -4,18 +4,17 @@
 //! stands; further stores of it are copies; two hashes may mean one key; a hash that is stored
 //! again with other content is believed in neither. Knows no event and no other source.
 //!
-//! Shape: per shelf one table of 16-byte entries, engine hash → block key (`hashbrown`), and two
-//! small maps that are nearly always empty: copies beyond the first, hashes of equal meaning
+//! Shape: per shelf one table, engine hash → block key (`entries`), and two small maps that are nearly always empty: copies beyond the first, hashes of equal meaning
 //! beyond the first. A clear replaces the state as a whole; the old one is then swept off the
 //! model's table by whoever cleared it, with no lock held.
 
+use crate::entries::Entries;
 use crate::model::{BLOCK_BYTES, Model, PLACEMENT_BYTES, SlotInfo};
 use crate::names::Names;
 use crate::orphans::{Orphans, Parked};
 use crate::reasons::Reason;
 use crate::sets::Slot;
 use crossbeam_epoch::Guard;
-use hashbrown::HashTable;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,12 +26,6 @@ const MAX_GROUPS: i128 = 64;
 const MAX_SHELVES: usize = 64;
 const INDEXED_KINDS: [&str; 3] = ["full_attention", "mla_attention", "sink_full_attention"];
 
-#[derive(Clone, Copy)]
-struct Entry {
-    name: u64,
-    key: u64,
-}
-
 /// One (medium, group), and the blocks that stand there.
 pub struct Shelf {
     pub medium: Box<str>,
@@ -41,20 +34,13 @@ pub struct Shelf {
     info: Arc<SlotInfo>,
     /// Tokens per block of the last block placed here; 0 before one.
     pub block_size: u64,
-    blocks: HashTable<Entry>,
+    blocks: Entries,
     /// Name → copies beyond the first.
     more: HashMap<u64, u64>,
     /// Key → names here that mean it, beyond the first.
     twins: HashMap<u64, u64>,
     /// All copies of all blocks.
     pub placements: u64,
-}
-
-impl Shelf {
-    fn meaning(&self, names: &Names, name: u64) -> Option<u64> {
-        let found = self.blocks.find(names.mix(name), |entry| entry.name == name);
-        found.map(|entry| entry.key)
-    }
 }
 
 /// Groups whose kind was named, and those of them that keep every block of a prefix.
@@ -181,7 +167,7 @@ impl State {
             slot,
             info,
             block_size: 0,
-            blocks: HashTable::new(),
+            blocks: Entries::new(self.names),
             more: HashMap::new(),
             twins: HashMap::new(),
             placements: 0,
@@ -212,30 +198,37 @@ impl State {
 
     /// The block key that a hash means; None where no shelf holds it.
     pub fn meaning(&self, name: u64) -> Option<u64> {
-        self.shelves.iter().find_map(|shelf| shelf.meaning(&self.names, name))
+        self.shelves.iter().find_map(|shelf| shelf.blocks.get(name))
     }
 
     /// Have memory fetched for a block that is placed soon.
-    pub fn prefetch(&self, key: u64, pin: &Guard) {
+    pub fn prefetch_key(&self, key: u64, pin: &Guard) {
         self.model.table.prefetch(key, pin);
     }
 
-    /// Make room for blocks that come, where the event brought as many.
-    pub fn expect(&mut self, shelf: usize, blocks: usize) {
-        let names = self.names;
-        let table = &mut self.shelves[shelf].blocks;
-        if table.len() + blocks > table.capacity() && blocks > 64 {
-            table.reserve(blocks, |entry| names.mix(entry.name));
+    /// Have memory fetched for a hash that is looked up soon.
+    pub fn prefetch_name(&self, shelf: usize, name: u64) {
+        self.shelves[shelf].blocks.prefetch(name);
+    }
+
+    /// Have memory fetched for a block that is taken soon; its hash should be at hand by now.
+    pub fn prefetch_held(&self, shelf: usize, name: u64, pin: &Guard) {
+        if let Some(key) = self.shelves[shelf].blocks.get(name) {
+            self.model.table.prefetch(key, pin);
         }
+    }
+
+    /// The shelf that most events are about.
+    pub fn usual_shelf(&self) -> Option<usize> {
+        self.counted
     }
 
     /// Put one copy of a block on a shelf, or say why not: CONFLICT or FULL.
     pub fn place(&mut self, at: usize, name: u64, key: u64, pin: &Guard) -> Result<(), Reason> {
-        let names = self.names;
-        let mixed = names.mix(name);
         let shelf = &mut self.shelves[at];
-        if let Some(held) = shelf.blocks.find(mixed, |entry| entry.name == name) {
-            if held.key != key {
+        let spot = shelf.blocks.find(name);
+        if let Ok(held) = spot {
+            if held != key {
                 self.disbelieve(name, pin);
                 return Err(Reason::Conflict);
             }
@@ -244,7 +237,7 @@ impl State {
             return Ok(());
         }
         if self.shelves.len() > 1
-            && self.shelves.iter().any(|s| s.meaning(&names, name).is_some_and(|k| k != key))
+            && self.shelves.iter().any(|s| s.blocks.get(name).is_some_and(|k| k != key))
         {
             self.disbelieve(name, pin);
             return Err(Reason::Conflict);
@@ -254,7 +247,9 @@ impl State {
             return Err(Reason::Full);
         }
         let shelf = &mut self.shelves[at];
-        shelf.blocks.insert_unique(mixed, Entry { name, key }, |entry| names.mix(entry.name));
+        if let Err(spot) = spot {
+            shelf.blocks.insert(spot, name, key);
+        }
         shelf.placements += 1;
         let (added, is_new) = self.model.table.insert(key, shelf.slot, pin);
         if !added {
@@ -341,9 +336,7 @@ impl State {
     /// Take all copies of a hash off one shelf; whether there were any.
     fn vacate(&mut self, at: usize, name: u64, pin: &Guard) -> bool {
         let shelf = &mut self.shelves[at];
-        let found = shelf.blocks.find_entry(self.names.mix(name), |entry| entry.name == name);
-        let Ok(found) = found else { return false };
-        let (Entry { key, .. }, _) = found.remove();
+        let Some(key) = shelf.blocks.remove(name) else { return false };
         shelf.placements -= 1;
         if !shelf.more.is_empty() {
             shelf.placements -= shelf.more.remove(&name).unwrap_or(0);
@@ -379,8 +372,8 @@ impl State {
         self.bytes_added -= self.orphans.bytes;
         for shelf in std::mem::take(&mut self.shelves) {
             let pin = &mut crossbeam_epoch::pin();
-            for (number, entry) in shelf.blocks.into_iter().enumerate() {
-                let (_, is_gone) = self.model.table.remove(entry.key, shelf.slot, pin);
+            for (number, key) in shelf.blocks.keys().enumerate() {
+                let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
                 self.blocks_added -= i64::from(is_gone);
                 self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
                 if number % 256 == 255 {

@@ -13,11 +13,11 @@
 //! Why: with a lock per look-up, match of 128k tokens took twice its time; a version per part that
 //! readers check (a seqlock) lets a reader spin behind a writer that lost its processor.
 
+use crate::memory;
 use crate::names::Names;
 use crate::sets::{self, Set, Slot};
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -42,13 +42,14 @@ const fn places() -> [u32; CLASSES] {
     sizes
 }
 
+/// A key, 0 where free, and its set. Four to a cache line.
+#[repr(C, align(16))]
 struct Place {
-    /// 0: free.
     key: AtomicU64,
     set: AtomicU64,
 }
 
-/// An array of places; null before the first.
+/// An array of places. It begins at a page or, while it is small, at an address of 64 bytes.
 #[derive(Clone, Copy)]
 struct Array {
     start: NonNull<Place>,
@@ -64,26 +65,15 @@ impl Array {
         Some(Array { start, places: PLACES[tagged.addr() & CLASS_BITS] as usize })
     }
 
-    fn layout(places: usize) -> Layout {
-        Layout::array::<Place>(places)
-            .and_then(|layout| layout.align_to(ALIGN))
-            .expect("an array is far smaller than memory")
-    }
-
     /// A new array of this class, as it is published.
     fn make(class: usize) -> *mut Place {
-        let layout = Self::layout(PLACES[class] as usize);
-        // SAFETY: the layout is not empty; zeros are valid for Place.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<Place>();
-        if start.is_null() {
-            handle_alloc_error(layout);
-        }
-        start.map_addr(|address| address | class)
+        let start = memory::zeroed::<Place>(PLACES[class] as usize);
+        start.as_ptr().map_addr(|address| address | class)
     }
 
     fn free(self) {
-        // SAFETY: made by `make` with this layout, and nobody else knows it any more.
-        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.places)) };
+        // SAFETY: made by `make` with as many places, and nobody else knows it any more.
+        unsafe { memory::free(self.start, self.places) };
     }
 
     fn all(&self) -> &[Place] {
@@ -96,6 +86,7 @@ impl Array {
     }
 
     /// The place of a key, or the free one where it would go. At least one is always free.
+    #[inline]
     fn find(&self, mixed: u64, key: u64) -> (&Place, bool) {
         let all = self.all();
         let mut at = self.first(mixed);
@@ -146,7 +137,7 @@ impl Table {
     pub fn prefetch(&self, key: u64, _pin: &Guard) {
         let (_, mixed, part) = self.place_of(key);
         if let Some(array) = Array::of(self.arrays[part].load(Ordering::Acquire)) {
-            prefetch(array.start.as_ptr().wrapping_add(array.first(mixed)).cast());
+            memory::prefetch(array.start.as_ptr().wrapping_add(array.first(mixed)));
         }
     }
 
@@ -250,17 +241,6 @@ impl Drop for Table {
             array.free();
         }
     }
-}
-
-#[inline]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is harmless.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 #[cfg(test)]

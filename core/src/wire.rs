@@ -185,6 +185,14 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// An integer of nine bytes: what nearly every hash is.
+    pub fn unsigned_64(&mut self) -> Read<u64> {
+        match self.marker()? {
+            Marker::U64 => Ok(u64::from_be_bytes(self.big_endian()?)),
+            _ => Err(Bad),
+        }
+    }
+
     pub fn float(&mut self) -> Read<f64> {
         match self.marker()? {
             Marker::F32 => Ok(f64::from(f32::from_be_bytes(self.big_endian()?))),
@@ -212,30 +220,30 @@ impl<'a> Reader<'a> {
         if count > self.left() {
             return Err(Bad);
         }
-        out.reserve(count);
+        let start = out.len();
+        out.resize(start + count, 0);
         let (mut read, mut unfit) = (0, 0);
         while read < count {
             // Fast while eight bytes can be loaded, whatever the next number is.
-            while read < count && self.left() >= 8 {
-                let mut word = [0; 8];
-                word.copy_from_slice(&self.data[self.at..self.at + 8]);
+            for place in &mut out[start + read - unfit..start + count - unfit] {
+                let Some(word) = self.data[self.at..].first_chunk::<8>() else { break };
                 let cut = CUTS[usize::from(word[0])];
                 if cut.bytes == 0 {
                     break;
                 }
-                let value = (u64::from_be_bytes(word) << cut.left) >> cut.right;
-                out.push(value as u32);
+                *place = ((u64::from_be_bytes(*word) << cut.left) >> cut.right) as u32;
                 self.at += usize::from(cut.bytes);
                 read += 1;
             }
             if read < count {
                 match u32::try_from(self.integer()?) {
-                    Ok(value) => out.push(value),
+                    Ok(value) => out[start + read - unfit] = value,
                     Err(_) => unfit += 1,
                 }
                 read += 1;
             }
         }
+        out.truncate(start + count - unfit);
         Ok((count, unfit))
     }
 

@@ -238,7 +238,7 @@ def test_losing_the_label_ends_the_subscription(house: House, engine: KvPublishe
     eventually(lambda: house.index.stats().placements)
     house.is_now(replace(followed, kv_events=False))
     assert house.only().state is None
-    assert house.index.stats().placements == 0
+    eventually(lambda: house.index.stats().placements == 0)
     house.is_now(followed)
     eventually(lambda: house.only().state is SourceState.EXACT)
     assert house.index.stats().placements == 1
