@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from aibrix_extproc.extproc.openai import CHAT_PATH, COMPLETION_PATH, MAX_FIELDS, Prompt, PromptKind
+from aibrix_extproc.tokenizer import native
 
 TOKENIZE_PATH: Final = "/tokenize"
 CHAT_RENDER_PATH: Final = f"{CHAT_PATH}/render"
@@ -148,6 +149,9 @@ def _value(fields: Mapping[str, Raw], name: str) -> object:
 
 def read_tokenized(reply: bytes, prompt: Prompt) -> "array[int]":
     """The ids of a `/tokenize` reply, truncated as the engine will. Raises BadReply."""
+    fast = native.tokenized(reply)
+    if fast is not None:
+        return truncated(fast[0], prompt, fast[1])
     try:
         parsed = _tokenized_of(reply)
     except _UNREADABLE:
@@ -160,6 +164,9 @@ def read_rendered(reply: bytes, prompt: Prompt) -> "array[int]":
 
     Raises BadReply, and OtherReply where the JSON has another shape (older engines).
     """
+    fast = native.rendered(reply, is_list=prompt.kind is not PromptKind.CHAT)
+    if fast is not None:
+        return fast
     try:
         if prompt.kind is PromptKind.CHAT:
             return _ids(_rendered_of(reply).token_ids)

@@ -60,6 +60,8 @@ type Step = Result<(), Overtaken>;
 /// Consecutive blocks of one prompt, understood as far as their event alone tells.
 struct Blocks<'a> {
     hashes: &'a [u64],
+    /// The hashes of later events of the batch.
+    later: &'a [u64],
     tokens: &'a [u8],
     block_bytes: usize,
     /// Encoded, one after another.
@@ -256,6 +258,7 @@ impl<'a> Application<'a> {
         let hashes = &self.lists.hashes[event.hashes.clone()];
         let mut blocks = Blocks {
             hashes,
+            later: &self.lists.hashes[event.hashes.end..],
             tokens: bytes_of(&self.lists.tokens[event.tokens.clone()]),
             block_bytes: block_size as usize * TOKEN_BYTES,
             extras: Vec::new(),
@@ -340,6 +343,7 @@ impl<'a> Application<'a> {
     fn chained(&mut self, shelf: usize, blocks: &Blocks, before: u64, number: usize) -> u64 {
         if self.keys.is_empty() {
             const AHEAD: usize = 16;
+            const LATER: usize = 8;
             let end = blocks.hashes.len().min(number + AHEAD);
             let mut key = before;
             for next in number..end {
@@ -347,6 +351,9 @@ impl<'a> Application<'a> {
                 self.present.state.prefetch_key(key, &self.pin);
                 self.present.state.prefetch_name(shelf, blocks.hashes[next]);
                 self.keys.push(key);
+            }
+            for &later in blocks.later.iter().take(LATER) {
+                self.present.state.prefetch_name(shelf, later);
             }
             self.keys.reverse();
         }

@@ -5,11 +5,12 @@
 //!
 //! Shape: `rmp` names the kinds of values; lengths and numbers are read here, by slices that know
 //! their end. `rmp::decode` was left out for one reason: it reads one value at a time through a
-//! trait, and the list of tokens is where a batch's time goes. `Reader::u32_list` reads it with a
-//! table instead of a branch per token: ids below and above 65,536 take turns at random, and a
+//! trait, and the list of tokens is where a batch's time goes. `Reader::u32_list` reads it without
+//! a branch per token: ids below and above 65,536 take turns at random, and a
 //! wrongly guessed branch costs more than the whole token.
 
 use rmp::Marker;
+use std::hint::select_unpredictable;
 
 /// The bytes are not what was asked for, or end too early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,28 +40,21 @@ pub struct Reader<'a> {
     at: usize,
 }
 
-/// How to cut one unsigned number out of the eight bytes that begin with its marker.
-#[derive(Clone, Copy)]
-struct Cut {
-    left: u8,
-    right: u8,
-    bytes: u8,
-}
-
-/// Per marker of a number below 2^32; `bytes` 0 for everything else.
-static CUTS: [Cut; 256] = cuts();
-
-const fn cuts() -> [Cut; 256] {
-    let mut cuts = [Cut { left: 0, right: 0, bytes: 0 }; 256];
-    let mut marker = 0;
-    while marker < 0x80 {
-        cuts[marker] = Cut { left: 0, right: 56, bytes: 1 };
-        marker += 1;
+/// The number below 2^32 that begins these eight bytes, and how many of them it takes; None for
+/// everything else. Without a branch on the size, which takes turns at random.
+#[inline(always)]
+fn small_number(word: [u8; 8]) -> Option<(u32, usize)> {
+    const U8: u8 = 0xcc;
+    let marker = word[0];
+    let is_wide = marker >= 0x80;
+    let size = marker.wrapping_sub(U8);
+    if is_wide && size > 2 {
+        return None;
     }
-    cuts[0xcc] = Cut { left: 8, right: 56, bytes: 2 };
-    cuts[0xcd] = Cut { left: 8, right: 48, bytes: 3 };
-    cuts[0xce] = Cut { left: 8, right: 32, bytes: 5 };
-    cuts
+    let bytes = 1usize << (size & 3);
+    let behind = ((u64::from_be_bytes(word) << 8) >> (64 - 8 * bytes as u32)) as u32;
+    let value = select_unpredictable(is_wide, behind, u32::from(marker));
+    Some((value, 1 + select_unpredictable(is_wide, bytes, 0)))
 }
 
 impl<'a> Reader<'a> {
@@ -227,12 +221,9 @@ impl<'a> Reader<'a> {
             // Fast while eight bytes can be loaded, whatever the next number is.
             for place in &mut out[start + read - unfit..start + count - unfit] {
                 let Some(word) = self.data[self.at..].first_chunk::<8>() else { break };
-                let cut = CUTS[usize::from(word[0])];
-                if cut.bytes == 0 {
-                    break;
-                }
-                *place = ((u64::from_be_bytes(*word) << cut.left) >> cut.right) as u32;
-                self.at += usize::from(cut.bytes);
+                let Some((value, bytes)) = small_number(*word) else { break };
+                *place = value;
+                self.at += bytes;
                 read += 1;
             }
             if read < count {

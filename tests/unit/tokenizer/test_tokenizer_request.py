@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aibrix_extproc.extproc.openai import MAX_FIELDS, Prompt, parse_body
+from aibrix_extproc.tokenizer import native
 from aibrix_extproc.tokenizer.request import (
     BadReply,
     OtherReply,
@@ -18,6 +19,16 @@ from aibrix_extproc.tokenizer.request import (
     tokenize_body,
     truncated,
 )
+from tests.backends import needs_core
+
+
+@pytest.fixture(autouse=True, params=["python", pytest.param("core", marks=needs_core)])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who reads replies: every test runs with each."""
+    if request.param == "python":
+        monkeypatch.setattr(native, "_core", None)
+    return str(request.param)
+
 
 HELLO = [{"role": "user", "content": "hello there"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
