@@ -65,6 +65,10 @@ endif
 fuzz: $(READY)
 	AIBRIX_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --manifest-path core/Cargo.toml --test hostile -- --nocapture
 
+# A table here, JSON in bench-results/; what it means is in docs/performance.md.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.index $(BENCH)
+
 proto: $(READY)
 	PYTHON=$(BIN)/python proto/generate aibrix_extproc/extproc/stubs
 

@@ -19,8 +19,8 @@ from functools import partial
 import msgpack
 import msgspec
 
-from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.index.events import decode_batch
+from aibrix_extproc.index.reference import PrefixIndex
 
 VOCABULARY = 128_000
 PROMPT_TOKENS = 32_768
