@@ -199,6 +199,7 @@ fn length(homes: usize) -> usize {
 mod tests {
     use super::*;
     use std::collections::HashMap;
+    use std::collections::hash_map::Entry::Vacant;
 
     #[test]
     fn entries_are_a_map() {
@@ -210,8 +211,8 @@ mod tests {
             let wide = if step % 40_000 < 20_000 { 5000 } else { 100 };
             let name = (state >> 33) % wide;
             if (state >> 60) < 9 {
-                if !naive.contains_key(&name) {
-                    naive.insert(name, step);
+                if let Vacant(free) = naive.entry(name) {
+                    free.insert(step);
                     let spot = entries.find(name).expect_err("it is not there");
                     entries.insert(spot, name, step);
                 }
