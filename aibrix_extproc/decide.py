@@ -34,8 +34,10 @@ from aibrix_extproc.routing.reuse import reusable_tokens
 from aibrix_extproc.routing.selector import parse_selector
 from aibrix_extproc.routing.strategies import STRATEGIES, build
 from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Scored, Strategy
+from aibrix_extproc.routing.words import match_bucket
+from aibrix_extproc.routing.words import selection as selection_of
 from aibrix_extproc.settings import Settings
-from aibrix_extproc.tokenizer.pool import TokenizerPool, TokenizerUnavailable
+from aibrix_extproc.tokenizer.pool import Prefix, TokenizerPool, TokenizerUnavailable, Tokens
 from aibrix_extproc.tokenizer.types import WITHOUT_A_CALL
 
 BYTES_PER_TOKEN: Final = 4
@@ -63,6 +65,8 @@ class _Tokens:
     fallback: str | None
     waited: bool = False
     """They took a call, during which pods may have come and gone."""
+    prefix: Prefix | None = None
+    """Where `ids` are only the prefix that is known of the prompt: what is guessed of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,10 @@ class Decider:
         view = self._view(plan, tokens)
         decision = plan.strategy.rank(view.context)
         self._count(plan, tokens, view, decision, started)
-        return self._commit(plan, view, decision, request)
+        picked = self._commit(plan, view, decision, request)
+        if tokens.prefix is not None:
+            self._learn_later(plan, decision)
+        return picked
 
     def prefill_done(self, ticket: Ticket) -> None:
         """The pod has begun to answer: its prefill is no longer owed."""
@@ -144,10 +151,11 @@ class Decider:
         plan = self._plan(request)
         if isinstance(plan, Passed):
             return {"outcome": "passed", "reason": plan.reason}
-        tokens = await self._tokens(plan, started)
+        tokens = await self._tokens(plan, started, counts=False)
         plan = self._still_true(plan, tokens, request)
         view = self._view(plan, tokens)
         decision = plan.strategy.rank(view.context)
+        is_prefix = tokens.prefix is not None
         return {
             "outcome": "picked",
             "model": plan.served.model,
@@ -155,7 +163,7 @@ class Decider:
             "strategy": decision.strategy,
             "reason": decision.reason,
             "prompt_tokens": view.context.prompt_tokens,
-            "tokens_known": view.context.tokens_known,
+            "tokens_known": "prefix" if is_prefix else view.context.tokens_known,
             "fallback": tokens.fallback,
             "candidates": [self._explain_one(scored, view) for scored in decision.ranking],
         }
@@ -246,16 +254,21 @@ class Decider:
 
     # -- what is known of them ------------------------------------------------------------------
 
-    async def _tokens(self, plan: _Plan, started: float) -> _Tokens:
+    async def _tokens(self, plan: _Plan, started: float, counts: bool = True) -> _Tokens:
         prompt = plan.parsed.prompt
         if prompt is None or not plan.strategy.needs_tokens:
             return _Tokens(None, None)
         if not self._settings.use_remote_tokenizer:
             return _Tokens(None, "tokenizer_off")
+        cached = self._tokenizer.cached(prompt)
+        if cached is not None:
+            return _Tokens(cached.ids, None)
+        prefix = self._tokenizer.prefix(prompt, counts=counts)
+        if prefix is not None:
+            return _Tokens(prefix.ids, None, prefix=prefix)
         left_s = self._settings.decision_timeout_s - (self._clock() - started)
-        addresses = list(dict.fromkeys(c.pod.address for c in plan.candidates))
         try:
-            tokens = await self._tokenizer.tokenize(prompt, addresses, left_s)
+            tokens = await self._tokenizer.tokenize(prompt, _addresses(plan), left_s)
         except TokenizerUnavailable as error:
             return _Tokens(None, error.reason, waited=True)
         return _Tokens(tokens.ids, None, waited=tokens.source not in WITHOUT_A_CALL)
@@ -288,6 +301,8 @@ class Decider:
             if depth:
                 reusable[source] = reusable_tokens(depth, size, len(ids))
         context = RouteContext(len(ids), True, plan.candidates, reusable, loads)
+        if tokens.prefix is not None:
+            context = _guessed(context, tokens.prefix, block_sizes)
         return _View(context, depths, block_sizes, keys)
 
     # -- what follows from it -------------------------------------------------------------------
@@ -300,14 +315,9 @@ class Decider:
         source = chosen.candidate.source
         size = view.block_sizes.get(source)
         if size is not None:
-            ttl_s = (
-                self._settings.prediction_ttl_s
-                if self._manager.sends_events(source)
-                else self._settings.prediction_ttl_no_events_s
-            )
-            evicted = self._predictions.promise(source, view.keys[size], ttl_s, now)
-            self._metrics.predictions_evicted.inc(evicted)
-        owed = max(0, view.context.prompt_tokens - chosen.reusable_tokens)
+            self._predict(source, view.keys[size])
+        held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
+        owed = max(0, view.context.prompt_tokens - held)
         ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
         return Picked(
             decision=decision,
@@ -317,6 +327,42 @@ class Decider:
             ticket=ticket,
             strategy=decision.strategy,
         )
+
+    def _learn_later(self, plan: _Plan, decision: Decision) -> None:
+        """Tokenize what was decided by its prefix; all of it is then promised to the chosen one.
+
+        Only then are the prompt's tokens counted, since only then their number is known.
+        """
+        prompt = plan.parsed.prompt
+        assert prompt is not None  # noqa: S101 - it had a prefix
+        chosen, name = decision.chosen, plan.served.name
+
+        def learned(tokens: Tokens) -> None:
+            self._promise(plan, chosen.candidate.source, tokens.ids)
+            if self._settings.decision_metrics:
+                self._metrics.prompt_tokens.labels(name).inc(len(tokens.ids))
+                self._metrics.matched_tokens.labels(name).inc(chosen.reusable_tokens)
+
+        self._tokenizer.tokenize_later(prompt, _addresses(plan), learned)
+
+    def _promise(self, plan: _Plan, source: int, ids: "array[int]") -> None:
+        try:
+            size = self._index.block_size(source) or DEFAULT_BLOCK_SIZE
+        except KeyError:  # its pod went meanwhile
+            return
+        keys = self._index.block_keys(
+            ids, size, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
+        )
+        self._predict(source, keys)
+
+    def _predict(self, source: int, keys: "array[int]") -> None:
+        ttl_s = (
+            self._settings.prediction_ttl_s
+            if self._manager.sends_events(source)
+            else self._settings.prediction_ttl_no_events_s
+        )
+        evicted = self._predictions.promise(source, keys, ttl_s, self._clock())
+        self._metrics.predictions_evicted.inc(evicted)
 
     def _expected_s(self, plan: _Plan, request: RouteRequest) -> float | None:
         """How long the answer should take, where its end will not be seen; else None."""
@@ -339,13 +385,13 @@ class Decider:
         if not self._settings.decision_metrics:
             return
         matched, length = decision.chosen.reusable_tokens, view.context.prompt_tokens
-        selection = _selection(decision)
+        selection = selection_of(decision)
         metrics.routing_decisions.labels(model, match_bucket(matched, length), self._sync).inc()
         metrics.routing_selection.labels(model, selection, self._sync, decision.strategy).inc()
         metrics.routing_latency.labels(model, self._sync).observe(self._clock() - started)
         if decision.reason == "imbalance":
             metrics.load_imbalance.labels(model, self._sync).inc()
-        if view.context.tokens_known:
+        if view.context.tokens_known and tokens.prefix is None:
             metrics.prompt_tokens.labels(model).inc(length)
             metrics.matched_tokens.labels(model).inc(matched)
 
@@ -371,30 +417,20 @@ class Decider:
         }
 
 
-def match_bucket(matched_tokens: int, prompt_tokens: int) -> str:
-    """The share of the prompt that is reused, in AIBrix's buckets.
+def _guessed(context: RouteContext, prefix: Prefix, block_sizes: Mapping[int, int]) -> RouteContext:
+    """With the length of the whole prompt, and the answer where all of the prefix is held."""
+    known = len(prefix.ids)
+    likely = {
+        source: prefix.answer_tokens
+        for source, tokens in context.reusable_tokens.items()
+        if tokens > known - 2 * block_sizes[source]
+    }
+    return replace(context, prompt_tokens=prefix.estimated_tokens, likely_tokens=likely)
 
-    `100` means every token that an engine can reuse at all is rarely reached: the last token is
-    always computed.
-    """
-    percent = 100 * matched_tokens // prompt_tokens if prompt_tokens else 0
-    if percent <= 0:
-        return "0"
-    for limit, name in ((25, "1-25"), (50, "26-50"), (75, "51-75"), (99, "76-99")):
-        if percent <= limit:
-            return name
-    return "100"
+
+def _addresses(plan: _Plan) -> list[str]:
+    return list(dict.fromkeys(candidate.pod.address for candidate in plan.candidates))
 
 
 def _is_models_listing(request: RouteRequest) -> bool:
     return request.method == "GET" and request.path.partition("?")[0] == "/v1/models"
-
-
-def _selection(decision: Decision) -> str:
-    """AIBrix's words for what made the choice, and ours where it has none."""
-    if decision.reason not in ("prefix", "load"):
-        return decision.reason
-    if decision.chosen.reusable_tokens:
-        return "prefix_match"
-    held = any(scored.reusable_tokens for scored in decision.ranking)
-    return "prefix_match_skipped" if held else "least_request_fallback"

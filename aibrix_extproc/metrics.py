@@ -130,6 +130,23 @@ class Metrics:
         self.tokenizer_cache_bytes = self._gauge(
             "aibrix_extproc_tokenizer_cache_bytes", "Size of the prompt cache."
         )
+        self.token_prefixes = self._counter(
+            "aibrix_extproc_token_prefix_total",
+            "Prompts not in the cache: enough known to decide, too little (short), none.",
+            "result",
+        )
+        self.token_prefix_wrong = self._counter(
+            "aibrix_extproc_token_prefix_wrong_total",
+            "Known prefixes that the real tokens did not begin with.",
+        )
+        self.tokenized_later = self._counter(
+            "aibrix_extproc_tokenized_later_total",
+            "Prompts tokenized after their decision: done, failed, dropped (too many under way).",
+            "result",
+        )
+        self.conversation_cache_bytes = self._gauge(
+            "aibrix_extproc_conversation_cache_bytes", "Size of the memory of conversations."
+        )
         self.tokenizer_failures = self._counter(
             "aibrix_extproc_tokenizer_failures_total", "Failed calls, by reason.", "reason"
         )

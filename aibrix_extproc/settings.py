@@ -245,7 +245,20 @@ class Settings(BaseModel):
 
     # -- tokenizer ----------------------------------------------------------------------------
     tokenizer_cache_bytes: Size = _var(
-        64 * 1024 * 1024, "AIBRIX_EXTPROC_TOKENIZER_CACHE_BYTES", "Cache of tokenized prompts."
+        64 * 1024 * 1024,
+        "AIBRIX_EXTPROC_TOKENIZER_CACHE_BYTES",
+        "Cache of tokenized prompts; with conversations, half of it is theirs.",
+    )
+    conversation_cache: Flag = _var(
+        True,
+        "AIBRIX_EXTPROC_CONVERSATION_CACHE",
+        "Decide at once where enough of a prompt is known from earlier turns and other prompts, "
+        "and tokenize it meanwhile.",
+    )
+    prefix_decide_share: Annotated[float, Field(gt=0, le=1)] = _var(
+        0.7,
+        "AIBRIX_EXTPROC_PREFIX_DECIDE_SHARE",
+        "How much of a prompt must be known for that. The answer to the known part does not count.",
     )
     tokenizer_timeout_s: Duration = _var(
         5.0,

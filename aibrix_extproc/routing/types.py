@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aibrix_extproc.discovery.pods import Pod
@@ -43,6 +43,10 @@ class RouteContext:
     reusable_tokens: Mapping[int, int]
     """Source → prompt tokens that it need not compute: index and predictions together."""
     loads: Mapping[int, Load]
+    likely_tokens: Mapping[int, int] = field(default_factory=dict)
+    """Source → further tokens that it holds in all likelihood, an estimate: where only a prefix
+    is known, the answer to it, on a source that holds all of the prefix. They count for what a
+    request costs and never as matched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """The tokenizer room's front: a prompt in, its token ids out, within the caller's time.
 
-Owns the cache and the sharing of calls among equal prompts, and their metrics. Which endpoint
+Owns the cache and the sharing of calls among equal prompts, and their metrics. A prompt of which
+enough is known (`known`) can be decided by its prefix, and be tokenized after that. Which endpoint
 is asked, and how, is for `asking`. Lives on one event loop; not thread-safe.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from aibrix_extproc.extproc.openai import Prompt
 from aibrix_extproc.logs import StateLog
@@ -17,10 +20,14 @@ from aibrix_extproc.tokenizer.asking import Asker
 from aibrix_extproc.tokenizer.cache import TokenCache
 from aibrix_extproc.tokenizer.client import Client
 from aibrix_extproc.tokenizer.flights import Flight, Flights
+from aibrix_extproc.tokenizer.known import KnownPrefixes, conversation_bytes
 from aibrix_extproc.tokenizer.request import truncated
-from aibrix_extproc.tokenizer.types import REASONS, Reason, TokenizerUnavailable, Tokens
+from aibrix_extproc.tokenizer.types import REASONS, Prefix, Reason, TokenizerUnavailable, Tokens
 
-__all__ = ["REASONS", "Reason", "TokenizerPool", "TokenizerUnavailable", "Tokens"]
+__all__ = ["REASONS", "Prefix", "Reason", "TokenizerPool", "TokenizerUnavailable", "Tokens"]
+
+MAX_LATER: Final = 256
+"""Prompts tokenized after their decision at one time. More are dropped: they teach nothing."""
 
 _SPEED = "tokenizer speed"
 
@@ -36,7 +43,9 @@ class TokenizerPool:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._cache = TokenCache(settings.tokenizer_cache_bytes)
+        self._cache = TokenCache(settings.tokenizer_cache_bytes - conversation_bytes(settings))
+        self._known = KnownPrefixes(settings, metrics)
+        self._later = 0
         self._flights = Flights(settings.max_streams, settings.max_inflight_bytes)
         self._client: Client | None = None
         self._asker: Asker | None = None
@@ -97,20 +106,62 @@ class TokenizerPool:
         self._hits.inc()
         return Tokens(ids, "cache")
 
+    def prefix(self, prompt: Prompt, *, counts: bool = True) -> Prefix | None:
+        """The known prefix of a prompt that is not in the cache, where it is enough to decide by.
+
+        Then `tokenize_later` should follow, so that the next prompt is known further.
+        """
+        return self._known.prefix(prompt, counts=counts)
+
+    def tokenize_later(
+        self, prompt: Prompt, pods: Sequence[str], then: Callable[[Tokens], None]
+    ) -> None:
+        """Tokenize in the background, and hand the tokens to `then`. Nobody waits for it.
+
+        Bounded: above MAX_LATER, or where no call may begin, it is dropped and counted.
+        """
+        count = self._metrics.tokenized_later.labels
+        flight = self._flights.get(prompt.cache_key)
+        if flight is None:
+            if self._asker is None or self._later >= MAX_LATER:
+                count("dropped").inc()
+                return
+            try:
+                flight = self._begin(self._asker, prompt, pods)
+            except TokenizerUnavailable:
+                count("dropped").inc()
+                return
+        flight.kept = True
+
+        def ended(task: "asyncio.Task[Tokens]") -> None:
+            self._later -= 1
+            if task.cancelled() or task.exception() is not None:
+                count("failed").inc()
+                return
+            count("done").inc()
+            then(task.result())
+
+        self._later += 1
+        assert flight.task is not None  # noqa: S101 - set by start
+        flight.task.add_done_callback(ended)
+
     def flush(self) -> None:
-        """Empty the cache. Calls under way still answer, but are not kept."""
+        """Empty the cache, forget conversations. Calls under way still answer, but are not kept."""
         self._generation += 1
         self._cache.clear()
+        self._known.flush()
         self._metrics.tokenizer_cache_bytes.set(0)
 
     def _begin(self, asker: Asker, prompt: Prompt, pods: Sequence[str]) -> Flight:
         generation = self._generation
+        glimpse = self._known.glimpse(prompt)
 
         async def call(flight: Flight) -> Tokens:
             tokens = await asker.ask(prompt, pods, flight.is_awaited)
             if generation == self._generation:
                 self._cache.put(prompt.cache_key, tokens.ids, time.monotonic())
                 self._metrics.tokenizer_cache_bytes.set(self._cache.bytes)
+                self._known.learn(prompt, glimpse, tokens.ids)
             return tokens
 
         return self._flights.start(prompt.cache_key, len(prompt.body), call)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from aibrix_extproc.errors import ExtprocError
+from aibrix_extproc.tokenizer.buffers import TokenBuffer
 
 WITHOUT_A_CALL: Final = ("cache", "body")
 """Sources of tokens that were there at once."""
@@ -20,6 +21,18 @@ class Tokens:
     source: str
     """Where they come from: `cache`, `shared` (an equal prompt's call), `tokenize`, `render` or
     `body` (the client sent ids)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The tokens that a prompt is known to begin with, enough of them to decide by."""
+
+    ids: TokenBuffer
+    estimated_tokens: int
+    """Length of the whole prompt, from its bytes."""
+    answer_tokens: int = 0
+    """Of these, those that follow the known ones and are an engine's answer to them: who holds
+    all that is known may hold these, and nobody else."""
 
 
 class Reason(StrEnum):

@@ -31,7 +31,8 @@ class PrefixCache:
             load = context.loads.get(candidate.source, NO_LOAD)
             reusable = held.get(candidate.source, 0)
             fewest = min(fewest, reusable)
-            missing = max(0, context.prompt_tokens - reusable)
+            likely = context.likely_tokens.get(candidate.source, 0)
+            missing = max(0, context.prompt_tokens - reusable - likely)
             cost = missing + load.prefill_tokens + self._decode_weight_tokens * load.decoding
             tie = self._rng.random()
             order.append((cost, load.requests, tie, len(order), candidate, reusable, load))

@@ -1,0 +1,28 @@
+"""AIBrix's words for a decision, in the labels of its metrics. Pure."""
+
+from aibrix_extproc.routing.types import Decision
+
+
+def match_bucket(matched_tokens: int, prompt_tokens: int) -> str:
+    """The share of the prompt that is reused, in AIBrix's buckets.
+
+    `100` means every token that an engine can reuse at all is rarely reached: the last token is
+    always computed.
+    """
+    percent = 100 * matched_tokens // prompt_tokens if prompt_tokens else 0
+    if percent <= 0:
+        return "0"
+    for limit, name in ((25, "1-25"), (50, "26-50"), (75, "51-75"), (99, "76-99")):
+        if percent <= limit:
+            return name
+    return "100"
+
+
+def selection(decision: Decision) -> str:
+    """AIBrix's words for what made the choice, and ours where it has none."""
+    if decision.reason not in ("prefix", "load"):
+        return decision.reason
+    if decision.chosen.reusable_tokens:
+        return "prefix_match"
+    held = any(scored.reusable_tokens for scored in decision.ranking)
+    return "prefix_match_skipped" if held else "least_request_fallback"
