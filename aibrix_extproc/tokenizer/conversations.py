@@ -275,8 +275,11 @@ def _shared(outline: Outline, node: Node, count: int, now: float) -> _Found | No
     same_role = [b for b in branches if b.piece is not None and b.piece.role == piece.role]
     pairs = [(b, other) for b in branches if b.piece is None for other in same_role]
     plain = [b for b in same_role if b.piece is not None and b.piece.text is not None]
+    agreed = 0
     if len(plain) > 1:
-        nearest = max(plain, key=lambda b: _agreed(piece, b.piece))
+        agreements = [_agreed(piece, b.piece) for b in plain]
+        agreed = max(agreements)
+        nearest = plain[agreements.index(agreed)]
         pairs += [(nearest, other) for other in plain if other is not nearest]
     best, least, record = 0, None, None
     for one, other in pairs:
@@ -285,34 +288,38 @@ def _shared(outline: Outline, node: Node, count: int, now: float) -> _Found | No
         limit = min(one.record.length, other.record.length)
         common = common_tokens(one.record.kept.ids, other.record.kept.ids, limit)
         least = common if least is None else min(least, common)
-        tokens = common - _taken_off(piece, one, other)
+        tokens = common - _taken_off(agreed, one, other)
         if record is None or tokens > best:
             best, record = tokens, one.record
     if record is None or least is None:
         return None
-    known_bytes = max((_agreed(piece, b.piece) for b in plain), default=0)
-    return _Found(
-        min(best, least) - MARGIN_TOKENS, record, _rest_bytes(outline, count) - known_bytes
-    )
+    rest = _rest_bytes(outline, count) - agreed
+    return _Found(min(best, least) - MARGIN_TOKENS, record, rest)
 
 
 def _covers(one: Branch, other: Branch, outline: Outline, message: int) -> bool:
     """Whether two prompts differ in what the third one does not have in common with them."""
-    at_end = one.piece is None
-    a, b, c = (
-        (x.messages, x.last_user >= message if at_end else x.last_user > message, x.last_role)
-        for x in (one.record, other.record, outline)
+    a, b = one.record, other.record
+    first = message - 1 if one.piece is None else message
+    user_a, user_b, user_here = (
+        last > first for last in (a.last_user, b.last_user, outline.last_user)
     )
-    return all(left != right or left == here for left, right, here in zip(a, b, c, strict=True))
+    return (
+        (a.messages != b.messages or a.messages == outline.messages)
+        and (user_a != user_b or user_a == user_here)
+        and (a.last_role != b.last_role or a.last_role == outline.last_role)
+    )
 
 
-def _taken_off(piece: Piece, one: Branch, other: Branch) -> int:
-    """Tokens that a common text of two prompts gave and the third one's need not have."""
+def _taken_off(agreed: int, one: Branch, other: Branch) -> int:
+    """Tokens that a common text of two prompts gave and the third one's need not have.
+
+    `agreed`: leading bytes that the third one has in common with `one`.
+    """
     if one.piece is None or other.piece is None:
         return 0
     both = _agreed(one.piece, other.piece)
-    mine = min(both, _agreed(piece, one.piece))
-    return both - settled(one.piece.text or b"", mine)
+    return both - settled(one.piece.text or b"", min(both, agreed))
 
 
 def _agreed(one: Piece, other: Piece | None) -> int:

@@ -26,6 +26,8 @@ from msgspec import Raw
 
 from aibrix_extproc.extproc.openai import NOT_PROMPT, Prompt, PromptKind
 
+KEY_BYTES: Final = 16
+
 CHUNK_BYTES: Final = 2048
 """Of a plain text's pieces: a prompt of 100,000 tokens has some 200 of them."""
 
@@ -47,9 +49,8 @@ _UNREADABLE: Final = (msgspec.DecodeError, RecursionError, ValueError)
 _WORD_BORDER: Final = re.compile(rb"[A-Za-z] (?=[A-Za-z])")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of one message."""
+class Piece(msgspec.Struct, eq=False, gc=False):
+    """A part of one message. Not visited by the garbage collector: see `recollection`."""
 
     key: bytes
     """Digest of the frame and of all pieces up to and including this one."""
