@@ -4,7 +4,7 @@
 
 Fake engines run in this process, with real HTTP and real events; pool, index and decider are the
 server's own. Every conversation has ten turns; a turn is decided, sent to the chosen engine, and
-its answer becomes part of the next. Engines hold about half of all conversations, so that a bad
+its answer becomes part of the next. Engines hold little more than what is under way, so that a bad
 decision costs a hit. The same conversations run once with every prompt tokenized first (the
 yardstick), then with the conversation cache at each share.
 

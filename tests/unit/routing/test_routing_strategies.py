@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,14 @@ def choices(rule: Strategy, given_context: RouteContext, times: int) -> Counter[
 
 
 # -- prefix-cache ---------------------------------------------------------------------------
+
+
+def test_what_is_likely_held_counts_for_the_cost_and_is_not_said_to_match() -> None:
+    known = context([Load(decoding=3), Load()], {0: 160, 1: 64})
+    assert order(strategy("prefix-cache").rank(known)) == [1, 0]
+    decision = strategy("prefix-cache").rank(replace(known, likely_tokens={0: 200}))
+    assert order(decision) == [0, 1]
+    assert decision.chosen.reusable_tokens == 160
 
 
 def test_the_longest_prefix_wins_while_all_are_idle() -> None:
