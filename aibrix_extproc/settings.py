@@ -256,7 +256,7 @@ class Settings(BaseModel):
         "and tokenize it meanwhile.",
     )
     prefix_decide_share: Annotated[float, Field(gt=0, le=1)] = _var(
-        0.7,
+        0.5,
         "AIBRIX_EXTPROC_PREFIX_DECIDE_SHARE",
         "How much of a prompt must be known for that. The answer to the known part does not count.",
     )

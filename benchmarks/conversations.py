@@ -48,6 +48,7 @@ WORDS = [a + b for a in ("ba", "ko", "mi", "tu", "re") for b in ("la", "no", "si
 WORKLOADS = {
     "chat": (150, (10, 60), (30, 150)),
     "short questions": (0, (5, 20), (60, 200)),
+    "long questions": (0, (40, 40), (24, 24)),
     "documents": (400, (20, 300), (20, 80)),
 }
 """Name → words of the system prompt (one of four), words of a question, tokens of an answer."""
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=500, help="KV blocks of each engine")
     parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--shares", default="0.7", help="shares to try, with commas between")
+    parser.add_argument("--shares", default="0.5", help="shares to try, with commas between")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     args = parser.parse_args()

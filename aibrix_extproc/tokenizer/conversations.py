@@ -28,7 +28,8 @@ same pieces begins with them too. Claimed is less than what is common:
   tokens.
 - A merge may reach across the cut: tokens after the last settled border between words are taken
   off, and MARGIN_TOKENS more, which is also room for a generation prompt.
-- Of several B's the one that has least in common with A bounds the claim.
+- Where another pair has less in common than the pieces before gave in this one, the two
+  contradict each other (a date changed), and the lesser one bounds the claim.
 
 **Extended.** A tokenized prompt A, and C is A with messages added. Nothing but A was seen of this
 conversation, so this leans on other conversations of the same frame: see `trust`. Claimed are A's
@@ -64,6 +65,9 @@ from aibrix_extproc.tokenizer.trust import DISTRUST_S, ENDING_TOKENS, Trust
 MARGIN_TOKENS: Final = 16
 """Taken off every claim: a block of the usual size, and longer than the headers of the templates
 known (Llama 3, Qwen 3, Mistral, gpt-oss: 1 to 8 tokens)."""
+
+_TRIES: Final = 3
+"""Places where prompts part that are looked at, the deepest first."""
 
 _MAX_FRAMES: Final = 10_000
 _BYTES_PER_TOKEN: Final = (1.0, 8.0)
@@ -103,10 +107,8 @@ class _Found:
 
     tokens: int
     record: Record
-    rest_bytes: int
-    """Of the prompt, behind what is known."""
     answer_bytes: int = 0
-    """Of these, the answer to the known prompt."""
+    """Of what follows, the answer to the known prompt."""
 
 
 _TEXT_SHAPE: Final[_Shape] = ("text", "text", False)
@@ -131,23 +133,21 @@ class Conversations:
         if frame is None or now < frame.lost_until:
             return None
         path = self._memory.path(outline)
+        best: _Found | None = None
+        tries = _TRIES
         for count in range(min(len(path), len(outline.pieces)) - 1, -1, -1):
-            found = max(
-                (
-                    one
-                    for one in (
-                        self._extended(frame, outline, path[count], count, now),
-                        _shared(outline, path[count], count, now),
-                    )
-                    if one is not None and one.tokens > 0
-                ),
-                key=lambda one: one.tokens,
-                default=None,
-            )
-            if found is not None:
-                self._memory.touch(found.record)
-                return _claim(found)
-        return None
+            extended = self._extended(frame, outline, path[count], count, now)
+            shared = _shared(outline, path[count], count, now)
+            for found in (shared, extended):
+                if found is not None and found.tokens > (best.tokens if best else 0):
+                    best = found
+            tries -= shared is not None
+            if extended is not None or not tries:
+                break
+        if best is None:
+            return None
+        self._memory.touch(best.record)
+        return _claim(outline, best)
 
     def learn(
         self, outline: Outline, ids: TokenBuffer, now: float, claim: Claim | None = None
@@ -203,7 +203,7 @@ class Conversations:
             return None
         tokens = min(known.length, known.full - not_kept) - MARGIN_TOKENS
         answer = _answer_bytes(outline, count) if piece.role == "assistant" else 0
-        return _Found(tokens, known, _rest_bytes(outline, count), answer)
+        return _Found(tokens, known, answer)
 
     def _extended_text(
         self, frame: _Frame, outline: Outline, node: Node, count: int, now: float
@@ -214,7 +214,7 @@ class Conversations:
             return None
         known, text = branch.record, _text(branch)
         tokens = min(known.length, known.full - _unsettled(text)) - MARGIN_TOKENS
-        return _Found(tokens, known, _rest_bytes(outline, count) - len(text))
+        return _Found(tokens, known)
 
     def _observe(
         self, frame: _Frame, outline: Outline, path: list[Node], ids: TokenBuffer, now: float
@@ -281,20 +281,20 @@ def _shared(outline: Outline, node: Node, count: int, now: float) -> _Found | No
         agreed = max(agreements)
         nearest = plain[agreements.index(agreed)]
         pairs += [(nearest, other) for other in plain if other is not nearest]
-    best, least, record = 0, None, None
+    seen: list[tuple[int, int, int, Record]] = []
     for one, other in pairs:
         if not _covers(one, other, outline, piece.message):
             continue
         limit = min(one.record.length, other.record.length)
         common = common_tokens(one.record.kept.ids, other.record.kept.ids, limit)
-        least = common if least is None else min(least, common)
-        tokens = common - _taken_off(agreed, one, other)
-        if record is None or tokens > best:
-            best, record = tokens, one.record
-    if record is None or least is None:
+        both = _agreed(one.piece, other.piece)
+        seen.append((common - _taken_off(agreed, both, one), common, both, one.record))
+    if not seen:
         return None
-    rest = _rest_bytes(outline, count) - agreed
-    return _Found(min(best, least) - MARGIN_TOKENS, record, rest)
+    tokens, common, both, record = max(seen, key=lambda pair: pair[0])
+    at_least = common - both  # given by the pieces before the node: every pair must have it
+    contradictions = [other for _, other, _, _ in seen if other < at_least]
+    return _Found(min([tokens, *contradictions]) - MARGIN_TOKENS, record)
 
 
 def _covers(one: Branch, other: Branch, outline: Outline, message: int) -> bool:
@@ -311,20 +311,19 @@ def _covers(one: Branch, other: Branch, outline: Outline, message: int) -> bool:
     )
 
 
-def _taken_off(agreed: int, one: Branch, other: Branch) -> int:
+def _taken_off(agreed: int, both: int, one: Branch) -> int:
     """Tokens that a common text of two prompts gave and the third one's need not have.
 
-    `agreed`: leading bytes that the third one has in common with `one`.
+    `both`: leading bytes that the two have in common; `agreed`: that the third has with `one`.
     """
-    if one.piece is None or other.piece is None:
+    if one.piece is None:
         return 0
-    both = _agreed(one.piece, other.piece)
     return both - settled(one.piece.text or b"", min(both, agreed))
 
 
-def _agreed(one: Piece, other: Piece | None) -> int:
+def _agreed(one: Piece | None, other: Piece | None) -> int:
     """Leading bytes that two plain pieces have in common."""
-    if other is None or one.text is None or other.text is None:
+    if one is None or other is None or one.text is None or other.text is None:
         return 0
     return common_bytes(one.text, other.text)
 
@@ -353,10 +352,6 @@ def _unsettled(text: bytes) -> int:
     return len(text) - settled(text, len(text))
 
 
-def _rest_bytes(outline: Outline, count: int) -> int:
-    return sum(piece.size_bytes for piece in outline.pieces[count:])
-
-
 def _answer_bytes(outline: Outline, count: int) -> int:
     message = outline.pieces[count].message
     return sum(p.size_bytes for p in outline.pieces[count:] if p.message == message)
@@ -366,13 +361,14 @@ def _is_old(record: Record, now: float) -> bool:
     return now - record.stored_at > MAX_AGE_S
 
 
-def _claim(found: _Found) -> Claim:
+def _claim(outline: Outline, found: _Found) -> Claim:
     least, most = _BYTES_PER_TOKEN
     density = min(most, max(least, found.record.size_bytes / max(1, found.record.full)))
-    rest, answer = found.rest_bytes / density, found.answer_bytes / density
+    estimated = max(outline.size_bytes / density, found.tokens + MARGIN_TOKENS)
+    answer = min(found.answer_bytes / density, estimated - found.tokens)
     return Claim(
         ids=first_tokens(found.record.kept.ids, found.tokens),
-        estimated_tokens=round(found.tokens + MARGIN_TOKENS + rest),
+        estimated_tokens=round(estimated),
         answer_tokens=int(answer),
-        share=found.tokens / (found.tokens + MARGIN_TOKENS + rest - answer),
+        share=found.tokens / (estimated - answer),
     )

@@ -117,6 +117,23 @@ def test_a_document_within_a_message_is_known_to_the_next_question_about_it() ->
     assert known > 0.8 * len(encode([document]))
 
 
+def test_other_prompts_do_not_make_a_document_less_known_and_the_share_is_as_known() -> None:
+    engine = Engine(hostile.usual)
+    document = "the document says an and the " * 60
+    engine.send({"prompt": document + "one"})
+    engine.send({"prompt": document + "two"})
+    engine.send({"prompt": "and now for what is not the same at all"})
+    body = {"prompt": document + "six and all of the others too"}
+    claim, real = engine.claim(body), len(engine.tokens(body))
+    assert claim is not None
+    assert len(claim.ids) > 0.8 * real
+    assert abs(claim.share - len(claim.ids) / real) < 0.05
+    body = {"prompt": document[:1600] + "another document that goes on for long " * 80}
+    claim, real = engine.claim(body), len(engine.tokens(body))
+    assert claim is not None
+    assert claim.share < 0.4
+
+
 def test_a_growing_text_prompt_is_known_once_the_tokenizer_has_proofs() -> None:
     engine = Engine(hostile.usual)
     for name in ("ann", "bob", "cid"):
