@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from aibrix_extproc import errors
-from aibrix_extproc.decide import Decider, match_bucket
+from aibrix_extproc.decide import Decider
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.extproc.decides import Answered, Passed, Picked, RouteRequest
@@ -23,6 +23,7 @@ from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.words import match_bucket
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool
 from tests.support import eventually_async

@@ -1,0 +1,131 @@
+"""What follows from a decision: load reserved, blocks promised, all of it counted.
+
+Owns what is written after the choice. How the choice was made is not its business.
+"""
+
+from array import array
+from collections.abc import Callable
+
+from aibrix_extproc.decide.plan import Plan
+from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
+from aibrix_extproc.extproc.decides import Picked, RouteRequest
+from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.ledger import Ledger
+from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.types import Decision
+from aibrix_extproc.routing.words import match_bucket
+from aibrix_extproc.routing.words import selection as selection_of
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.types import Tokens
+
+
+class Booking:
+    """Books decisions. `clock` is that of the ledger."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        manager: SourceManager,
+        index: PrefixIndex,
+        ledger: Ledger,
+        predictions: Predictions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._manager = manager
+        self._index = index
+        self._ledger = ledger
+        self._predictions = predictions
+        self._clock = clock
+        self._sync = "true" if settings.kv_event_sync else "false"
+
+    def commit(self, plan: Plan, view: View, decision: Decision, request: RouteRequest) -> Picked:
+        """Reserve the load, and promise the prompt's blocks to the chosen source."""
+        now = self._clock()
+        chosen = decision.chosen
+        source = chosen.candidate.source
+        size = view.block_sizes.get(source)
+        if size is not None:
+            self._predict(source, view.keys[size])
+        held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
+        owed = max(0, view.context.prompt_tokens - held)
+        ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
+        return Picked(
+            decision=decision,
+            model=plan.served.name,
+            prompt_tokens=view.context.prompt_tokens,
+            matched_tokens=chosen.reusable_tokens,
+            ticket=ticket,
+            strategy=decision.strategy,
+        )
+
+    def count(
+        self, plan: Plan, tokens: KnownTokens, view: View, decision: Decision, started: float
+    ) -> None:
+        """Count a decision that began at `started`."""
+        metrics, model = self._metrics, plan.served.name
+        if tokens.fallback is not None:
+            metrics.fallbacks.labels(tokens.fallback).inc()
+        if plan.parsed.report_mode:
+            metrics.report_mode.inc()
+        if not self._settings.decision_metrics:
+            return
+        matched, length = decision.chosen.reusable_tokens, view.context.prompt_tokens
+        selection = selection_of(decision)
+        metrics.routing_decisions.labels(model, match_bucket(matched, length), self._sync).inc()
+        metrics.routing_selection.labels(model, selection, self._sync, decision.strategy).inc()
+        metrics.routing_latency.labels(model, self._sync).observe(self._clock() - started)
+        if decision.reason == "imbalance":
+            metrics.load_imbalance.labels(model, self._sync).inc()
+        if view.context.tokens_known and tokens.prefix is None:
+            metrics.prompt_tokens.labels(model).inc(length)
+            metrics.matched_tokens.labels(model).inc(matched)
+
+    def learned(self, plan: Plan, decision: Decision) -> Callable[[Tokens], None]:
+        """What to do with the tokens of a prompt that was decided by its prefix.
+
+        All of it is promised to the chosen one; only now are the prompt's tokens counted, since
+        only now their number is known.
+        """
+        chosen, name = decision.chosen, plan.served.name
+
+        def learned(tokens: Tokens) -> None:
+            self._promise(plan, chosen.candidate.source, tokens.ids)
+            if self._settings.decision_metrics:
+                self._metrics.prompt_tokens.labels(name).inc(len(tokens.ids))
+                self._metrics.matched_tokens.labels(name).inc(chosen.reusable_tokens)
+
+        return learned
+
+    def _promise(self, plan: Plan, source: int, ids: "array[int]") -> None:
+        try:
+            size = self._index.block_size(source) or DEFAULT_BLOCK_SIZE
+        except KeyError:  # its pod went meanwhile
+            return
+        keys = self._index.block_keys(
+            ids, size, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
+        )
+        self._predict(source, keys)
+
+    def _predict(self, source: int, keys: "array[int]") -> None:
+        ttl_s = (
+            self._settings.prediction_ttl_s
+            if self._manager.sends_events(source)
+            else self._settings.prediction_ttl_no_events_s
+        )
+        evicted = self._predictions.promise(source, keys, ttl_s, self._clock())
+        self._metrics.predictions_evicted.inc(evicted)
+
+    def _expected_s(self, plan: Plan, request: RouteRequest) -> float | None:
+        """How long the answer should take, where its end will not be seen; else None."""
+        if request.end_seen:
+            return None
+        settings = self._settings
+        length = plan.parsed.max_tokens or settings.expected_output_tokens
+        # A client may write any number, one that no float holds among them.
+        most = settings.reservation_limit_s / settings.expected_token_time_s
+        return min(length, most) * settings.expected_token_time_s

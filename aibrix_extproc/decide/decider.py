@@ -1,0 +1,159 @@
+"""The order of the steps of one decision, and its deadline.
+
+Asked by the gRPC service and by `/debug/explain` alike. It waits only for the tokenizer.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from aibrix_extproc.decide.booking import Booking
+from aibrix_extproc.decide.plan import Plan, Planner
+from aibrix_extproc.decide.view import KnownTokens, View, Viewer
+from aibrix_extproc.discovery.models_page import models_page
+from aibrix_extproc.discovery.registry import Registry
+from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
+from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.types import Load, Scored
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.tokenizer.pool import TokenizerPool, TokenizerUnavailable
+from aibrix_extproc.tokenizer.types import WITHOUT_A_CALL
+
+
+class Decider:
+    """Decides requests. Lives on the event loop; a decision waits only for the tokenizer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        registry: Registry,
+        manager: SourceManager,
+        index: PrefixIndex,
+        tokenizer: TokenizerPool,
+        ledger: Ledger,
+        predictions: Predictions,
+        rng: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises UnknownStrategy where the operator's strategy is none."""
+        self._settings = settings
+        self._registry = registry
+        self._manager = manager
+        self._tokenizer = tokenizer
+        self._ledger = ledger
+        self._clock = clock
+        self._planner = Planner(settings, registry, manager, rng or Random())
+        self._viewer = Viewer(metrics, manager, index, ledger, predictions)
+        self._booking = Booking(settings, metrics, manager, index, ledger, predictions, clock)
+
+    async def decide(self, request: RouteRequest) -> Outcome:
+        """The outcome of one request, reserved in the ledger where a candidate is picked.
+
+        Raises RequestError where the client must be told something. The deadline runs from this
+        call: over it the request is routed by load.
+        """
+        started = self._clock()
+        if _is_models_listing(request) and self._registry.listed:
+            page = json.dumps(models_page(self._registry.model_names()))
+            return Answered(200, page.encode(), "application/json")
+        plan = self._planner.plan(request)
+        if isinstance(plan, Passed):
+            return plan
+        tokens = await self._tokens(plan, started)
+        if tokens.waited:
+            plan = self._planner.renewed(plan, request)
+        view = self._viewer.view(plan, tokens, self._clock())
+        decision = plan.strategy.rank(view.context)
+        self._booking.count(plan, tokens, view, decision, started)
+        picked = self._booking.commit(plan, view, decision, request)
+        if tokens.prefix is not None and plan.parsed.prompt is not None:
+            learned = self._booking.learned(plan, decision)
+            self._tokenizer.tokenize_later(plan.parsed.prompt, plan.addresses(), learned)
+        return picked
+
+    def prefill_done(self, ticket: Ticket) -> None:
+        """The pod has begun to answer: its prefill is no longer owed."""
+        self._ledger.prefill_done(ticket, self._clock())
+
+    def release(self, ticket: Ticket) -> None:
+        """The answer is complete, or its client has gone."""
+        self._ledger.release(ticket)
+
+    async def explain(self, request: RouteRequest) -> dict[str, Any]:
+        """The decision that this request would get now, with everything that counted for it.
+
+        Reserves nothing and counts nothing. Raises RequestError as `decide` does.
+        """
+        started = self._clock()
+        plan = self._planner.plan(request)
+        if isinstance(plan, Passed):
+            return {"outcome": "passed", "reason": plan.reason}
+        tokens = await self._tokens(plan, started, counts=False)
+        if tokens.waited:
+            plan = self._planner.renewed(plan, request)
+        view = self._viewer.view(plan, tokens, self._clock())
+        decision = plan.strategy.rank(view.context)
+        is_prefix = tokens.prefix is not None
+        return {
+            "outcome": "picked",
+            "model": plan.served.model,
+            "adapter": plan.served.adapter,
+            "strategy": decision.strategy,
+            "reason": decision.reason,
+            "prompt_tokens": view.context.prompt_tokens,
+            "tokens_known": "prefix" if is_prefix else view.context.tokens_known,
+            "fallback": tokens.fallback,
+            "candidates": [self._explain_one(scored, view) for scored in decision.ranking],
+        }
+
+    async def _tokens(self, plan: Plan, started: float, counts: bool = True) -> KnownTokens:
+        """The prompt's tokens, its known prefix where that is enough, or why there are none."""
+        prompt = plan.parsed.prompt
+        if prompt is None or not plan.strategy.needs_tokens:
+            return KnownTokens(None, None)
+        if not self._settings.use_remote_tokenizer:
+            return KnownTokens(None, "tokenizer_off")
+        cached = self._tokenizer.cached(prompt)
+        if cached is not None:
+            return KnownTokens(cached.ids, None)
+        prefix = self._tokenizer.prefix(prompt, counts=counts)
+        if prefix is not None:
+            return KnownTokens(prefix.ids, None, prefix=prefix)
+        left_s = self._settings.decision_timeout_s - (self._clock() - started)
+        try:
+            tokens = await self._tokenizer.tokenize(prompt, plan.addresses(), left_s)
+        except TokenizerUnavailable as error:
+            return KnownTokens(None, error.reason, waited=True)
+        return KnownTokens(tokens.ids, None, waited=tokens.source not in WITHOUT_A_CALL)
+
+    def _explain_one(self, scored: Scored, view: View) -> dict[str, Any]:
+        candidate = scored.candidate
+        source = candidate.source
+        load: Load = scored.load
+        return {
+            "pod": candidate.pod.key,
+            "address": candidate.pod.address,
+            "rank": candidate.rank,
+            "source": source,
+            "usable": self._manager.usable(source),
+            "depth": view.depths.get(source, 0),
+            "block_size": view.block_sizes.get(source),
+            "reusable_tokens": scored.reusable_tokens,
+            "load": {
+                "requests": load.requests,
+                "prefill_tokens": load.prefill_tokens,
+                "decoding": load.decoding,
+            },
+            "score": scored.score,
+        }
+
+
+def _is_models_listing(request: RouteRequest) -> bool:
+    return request.method == "GET" and request.path.partition("?")[0] == "/v1/models"
