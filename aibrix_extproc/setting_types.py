@@ -5,10 +5,10 @@ cannot be used is a ValueError that says what to write.
 """
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from aibrix_extproc.units import parse_duration_s, parse_size_bytes
 
@@ -83,3 +83,20 @@ BodyLimit = Annotated[int, BeforeValidator(_size), Field(ge=0, le=_MAX_BODY_BYTE
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]
 LOWER: Final = BeforeValidator(_lower)
 UPPER: Final = BeforeValidator(_upper)
+
+
+def var(default: Any, name: str, meaning: str) -> Any:
+    """A field of a group: the variable's name, its default and the README's line of meaning."""
+    return Field(default, validation_alias=name, description=meaning, validate_default=True)
+
+
+class SettingsGroup(BaseModel):
+    """Some variables that belong together; `settings.Settings` joins all groups."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,
+        str_strip_whitespace=True,
+    )

@@ -1,8 +1,9 @@
 """The environment, read once into one frozen `Settings`.
 
 Owns every variable: its name, default and one line of meaning (the README's table is compared
-with it); `setting_types` owns how values are written. Knows nothing of what they do. A value that
-cannot be used is a `SettingsError` that names the variable; `cli` turns it into exit code 2.
+with it). Large groups stand in modules of their own (`setting_server`); `setting_types` owns how
+values are written. Knows nothing of what they do. A value that cannot be used is a
+`SettingsError` that names the variable; `cli` turns it into exit code 2.
 """
 
 import difflib
@@ -12,22 +13,34 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_types import (
     LOWER,
-    UPPER,
-    Address,
     BodyLimit,
     Duration,
     DurationOrZero,
     Endpoint,
     Flag,
     Port,
+    SettingsGroup,
     Size,
+    var,
 )
+
+__all__ = [
+    "IGNORED",
+    "BodyMode",
+    "IndexBackend",
+    "LogFormat",
+    "LogLevel",
+    "Settings",
+    "variables",
+    "warnings",
+]
 
 IGNORED: Final[Mapping[str, str]] = {
     "AIBRIX_PREFIX_CACHE_TOKENIZER_TYPE": "tokens always come from the remote tokenizer",
@@ -53,13 +66,6 @@ class BodyMode(StrEnum):
     DUPLEX = "duplex"
 
 
-class LogFormat(StrEnum):
-    """The shape of log lines."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class IndexBackend(StrEnum):
     """Which implementation of the index serves."""
 
@@ -69,276 +75,228 @@ class IndexBackend(StrEnum):
     REFERENCE = "reference"
 
 
-class LogLevel(StrEnum):
-    """The least severe line that is written."""
+class _AibrixSettings(SettingsGroup):
+    """AIBrix's own variables."""
 
-    DEBUG = "DEBUG"
-    INFO = "INFO"
-    WARNING = "WARNING"
-    ERROR = "ERROR"
-
-
-def _var(default: Any, name: str, meaning: str) -> Any:
-    return Field(default, validation_alias=name, description=meaning, validate_default=True)
-
-
-class Settings(BaseModel):
-    """Everything that an operator can set. Names carry units; `from_environment` builds it."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        populate_by_name=True,
-        allow_inf_nan=False,
-        str_strip_whitespace=True,
-    )
-
-    # -- AIBrix's own variables ---------------------------------------------------------------
-    kv_event_sync: Flag = _var(
+    kv_event_sync: Flag = var(
         False,
         "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED",
         "Feed the index from the engines' KV events. Needs the remote tokenizer.",
     )
-    use_remote_tokenizer: Flag = _var(
+    use_remote_tokenizer: Flag = var(
         False,
         "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER",
         "Tokenize prompts by the engines' own `/tokenize`.",
     )
-    tokenizer_endpoint: Endpoint = _var(
+    tokenizer_endpoint: Endpoint = var(
         "",
         "AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT",
         "URL of a tokenizer to ask first; where it is unset, or does not know the model, a ready "
         "pod of the model is asked.",
     )
-    decision_metrics: Flag = _var(
+    decision_metrics: Flag = var(
         True,
         "AIBRIX_PREFIX_CACHE_LOCAL_ROUTER_METRICS_ENABLED",
         "Export the metrics of each decision.",
     )
-    routing_algorithm: str = _var(
+    routing_algorithm: str = var(
         "prefix-cache",
         "ROUTING_ALGORITHM",
         "Strategy of requests without the header `routing-strategy`: `prefix-cache`, "
         "`prefix-cache-classic`, `least-request` or `random`.",
     )
-    imbalance_abs_count: Annotated[int, Field(ge=0)] = _var(
+    imbalance_abs_count: Annotated[int, Field(ge=0)] = var(
         8,
         "AIBRIX_PREFIX_CACHE_POD_RUNNING_REQUEST_IMBALANCE_ABS_COUNT",
         "`prefix-cache-classic`: above this difference of running requests only the least loaded "
         "pods are candidates.",
     )
-    standard_deviation_factor: Annotated[float, Field(ge=0)] = _var(
+    standard_deviation_factor: Annotated[float, Field(ge=0)] = var(
         1.0,
         "AIBRIX_PREFIX_CACHE_STANDARD_DEVIATION_FACTOR",
         "`prefix-cache-classic`: a pod is chosen while its running requests stay within the mean "
         "plus this many standard deviations.",
     )
 
-    # -- server -------------------------------------------------------------------------------
-    grpc_address: Address = _var(
-        "0.0.0.0:50052",
-        "AIBRIX_EXTPROC_GRPC_ADDRESS",
-        "Where Envoy reaches this server.",
-    )
-    admin_address: Address = _var(
-        "0.0.0.0:8080",
-        "AIBRIX_EXTPROC_ADMIN_ADDRESS",
-        "Health, metrics and debug pages over HTTP.",
-    )
-    log_level: Annotated[LogLevel, UPPER] = _var(
-        LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line."
-    )
-    log_format: Annotated[LogFormat, LOWER] = _var(
-        LogFormat.TEXT, "AIBRIX_EXTPROC_LOG_FORMAT", "`text` or `json`, one object a line."
-    )
-    pre_stop_delay_s: DurationOrZero = _var(
-        5.0,
-        "AIBRIX_EXTPROC_PRE_STOP_DELAY",
-        "After SIGTERM: how long new requests are still taken while health says NOT_SERVING.",
-    )
-    watchdog_timeout_s: DurationOrZero = _var(
-        10.0,
-        "AIBRIX_EXTPROC_WATCHDOG_TIMEOUT",
-        "A stall of the event loop longer than this ends the process; 0 switches it off.",
-    )
-    ready_grace_s: DurationOrZero = _var(
-        30.0,
-        "AIBRIX_EXTPROC_READY_GRACE",
-        "Readiness waits for the first sync of all sources for at most this long.",
-    )
+
+class Settings(ServerSettings, _AibrixSettings):
+    """Everything that an operator can set. Names carry units; `from_environment` builds it.
+
+    The groups stand in the order of their bases, the last one first.
+    """
 
     # -- requests -----------------------------------------------------------------------------
-    max_streams: Annotated[int, Field(ge=1)] = _var(
+    max_streams: Annotated[int, Field(ge=1)] = var(
         10_000, "AIBRIX_EXTPROC_MAX_STREAMS", "Requests open at once; above it 429."
     )
-    max_body_bytes: BodyLimit = _var(
+    max_body_bytes: BodyLimit = var(
         16 * 1024 * 1024, "AIBRIX_EXTPROC_MAX_BODY_BYTES", "Largest request body; above it 413."
     )
-    max_inflight_bytes: Size = _var(
+    max_inflight_bytes: Size = var(
         512 * 1024 * 1024,
         "AIBRIX_EXTPROC_MAX_INFLIGHT_BYTES",
         "Bytes of all bodies held at once; above it requests pass on without a pick.",
     )
-    decision_timeout_s: Duration = _var(
+    decision_timeout_s: Duration = var(
         1.0,
         "AIBRIX_EXTPROC_DECISION_TIMEOUT",
         "From the last byte of a body to its decision; over it the request is routed by load.",
     )
-    default_body_mode: Annotated[BodyMode, LOWER] = _var(
+    default_body_mode: Annotated[BodyMode, LOWER] = var(
         BodyMode.BUFFERED,
         "AIBRIX_EXTPROC_DEFAULT_BODY_MODE",
         "Body mode of an Envoy that does not name its own (before 1.34): `buffered` or `duplex`.",
     )
-    alternatives: Annotated[int, Field(ge=1, le=16)] = _var(
+    alternatives: Annotated[int, Field(ge=1, le=16)] = var(
         3,
         "AIBRIX_EXTPROC_ALTERNATIVES",
         "Pods named in `x-gateway-destination-endpoint`, best first. Set 1 where that header "
         "feeds an ORIGINAL_DST cluster.",
     )
-    debug_headers: Flag = _var(
+    debug_headers: Flag = var(
         False,
         "AIBRIX_EXTPROC_DEBUG_HEADERS",
         "Tell clients strategy, pod and matched tokens. They show a tenant what others cached.",
     )
-    trust_client_headers: Flag = _var(
+    trust_client_headers: Flag = var(
         True,
         "AIBRIX_EXTPROC_TRUST_CLIENT_HEADERS",
         "Let clients choose by `routing-strategy` and `external-filter`.",
     )
 
     # -- routing ------------------------------------------------------------------------------
-    decode_weight_tokens: Annotated[float, Field(ge=0)] = _var(
+    decode_weight_tokens: Annotated[float, Field(ge=0)] = var(
         64.0,
         "AIBRIX_EXTPROC_DECODE_WEIGHT_TOKENS",
         "`prefix-cache`: what one decoding request costs a pod, in prompt tokens.",
     )
-    reservation_limit_s: Duration = _var(
+    reservation_limit_s: Duration = var(
         600.0,
         "AIBRIX_EXTPROC_RESERVATION_LIMIT",
         "A request that is not seen to end leaves the ledger of load after this long.",
     )
-    expected_output_tokens: Annotated[int, Field(ge=1)] = _var(
+    expected_output_tokens: Annotated[int, Field(ge=1)] = var(
         256,
         "AIBRIX_EXTPROC_EXPECTED_OUTPUT_TOKENS",
         "Length of an answer whose request sets no limit, where its end cannot be seen (duplex).",
     )
-    expected_token_time_s: Duration = _var(
+    expected_token_time_s: Duration = var(
         0.02,
         "AIBRIX_EXTPROC_EXPECTED_TIME_PER_TOKEN",
         "Time of one answer token, where the end of the answer cannot be seen (duplex).",
     )
-    prediction_ttl_s: DurationOrZero = _var(
+    prediction_ttl_s: DurationOrZero = var(
         2.0,
         "AIBRIX_EXTPROC_PREDICTION_TTL",
         "How long what was just sent to a pod counts as held there, until its events say so.",
     )
-    prediction_ttl_no_events_s: DurationOrZero = _var(
+    prediction_ttl_no_events_s: DurationOrZero = var(
         600.0,
         "AIBRIX_EXTPROC_PREDICTION_TTL_NO_EVENTS",
         "The same for a pod that sends no events.",
     )
-    prediction_max_blocks: Annotated[int, Field(ge=0)] = _var(
+    prediction_max_blocks: Annotated[int, Field(ge=0)] = var(
         500_000,
         "AIBRIX_EXTPROC_PREDICTION_MAX_BLOCKS",
         "Predicted blocks held at once; above it the oldest go.",
     )
 
     # -- tokenizer ----------------------------------------------------------------------------
-    tokenizer_cache_bytes: Size = _var(
+    tokenizer_cache_bytes: Size = var(
         64 * 1024 * 1024,
         "AIBRIX_EXTPROC_TOKENIZER_CACHE_BYTES",
         "Cache of tokenized prompts; with conversations, half of it is theirs.",
     )
-    conversation_cache: Flag = _var(
+    conversation_cache: Flag = var(
         True,
         "AIBRIX_EXTPROC_CONVERSATION_CACHE",
         "Decide at once where enough of a prompt is known from earlier turns and other prompts, "
         "and tokenize it meanwhile.",
     )
-    prefix_decide_share: Annotated[float, Field(gt=0, le=1)] = _var(
+    prefix_decide_share: Annotated[float, Field(gt=0, le=1)] = var(
         0.5,
         "AIBRIX_EXTPROC_PREFIX_DECIDE_SHARE",
         "How much of a prompt must be known for that. The answer to the known part does not count.",
     )
-    tokenizer_timeout_s: Duration = _var(
+    tokenizer_timeout_s: Duration = var(
         5.0,
         "AIBRIX_EXTPROC_TOKENIZER_TIMEOUT",
         "Of one call; equal prompts share it, so it may outlive the decision that began it.",
     )
-    tokenizer_breaker_failures: Annotated[int, Field(ge=1)] = _var(
+    tokenizer_breaker_failures: Annotated[int, Field(ge=1)] = var(
         5,
         "AIBRIX_EXTPROC_TOKENIZER_BREAKER_FAILURES",
         "Failures in a row after which a tokenizer endpoint is left alone.",
     )
-    tokenizer_breaker_cooldown_s: Duration = _var(
+    tokenizer_breaker_cooldown_s: Duration = var(
         5.0,
         "AIBRIX_EXTPROC_TOKENIZER_BREAKER_COOLDOWN",
         "How long it is left alone before one call tries it again.",
     )
-    tokenizer_render: Flag = _var(
+    tokenizer_render: Flag = var(
         True,
         "AIBRIX_EXTPROC_TOKENIZER_RENDER",
         "Prefer `/render`, which returns the exact ids, where an engine answers it.",
     )
-    exclude_tools_when_tool_choice_none: Flag = _var(
+    exclude_tools_when_tool_choice_none: Flag = var(
         False,
         "AIBRIX_EXTPROC_EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE",
         "Set it where the engines run with `--exclude-tools-when-tool-choice-none`.",
     )
 
     # -- discovery ----------------------------------------------------------------------------
-    endpoints_file: str = _var(
+    endpoints_file: str = var(
         "",
         "AIBRIX_EXTPROC_ENDPOINTS_FILE",
         "YAML file that lists the pods; unset means Kubernetes.",
     )
-    namespace: str = _var(
+    namespace: str = var(
         "", "AIBRIX_EXTPROC_NAMESPACE", "Namespace whose pods are watched; unset means all."
     )
-    probe_interval_s: Duration = _var(
+    probe_interval_s: Duration = var(
         10.0,
         "AIBRIX_EXTPROC_PROBE_INTERVAL",
         "How often each pod is asked for its `/v1/models` and `/kv_event_sources`.",
     )
 
     # -- event sync ---------------------------------------------------------------------------
-    kv_event_port: Port = _var(
+    kv_event_port: Port = var(
         5557, "AIBRIX_KV_EVENT_PORT", "Event port of a pod that names none; rank r adds r."
     )
-    kv_replay_port: Port = _var(
+    kv_replay_port: Port = var(
         5558, "AIBRIX_KV_REPLAY_PORT", "Replay port of a pod that names none; rank r adds r."
     )
-    kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = _var(
+    kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = var(
         2, "AIBRIX_KV_SUBSCRIBER_THREADS", "Threads that read all event streams."
     )
-    kv_index_backend: IndexBackend = _var(
+    kv_index_backend: IndexBackend = var(
         IndexBackend.AUTO,
         "AIBRIX_KV_INDEX_BACKEND",
         "`core` (compiled), `reference` (plain Python, far slower), or `auto`: the core where it "
         "is built.",
     )
-    kv_index_max_bytes: Size = _var(
+    kv_index_max_bytes: Size = var(
         2 * 1024 * 1024 * 1024,
         "AIBRIX_KV_INDEX_MAX_BYTES",
         "Size of the index; above it a source takes no new block until it is cleared. 0: no limit.",
     )
-    kv_max_orphans: Annotated[int, Field(ge=0)] = _var(
+    kv_max_orphans: Annotated[int, Field(ge=0)] = var(
         4096, "AIBRIX_KV_MAX_ORPHANS", "Parked blocks per source whose parent is unknown."
     )
-    kv_replay_timeout_s: Duration = _var(
+    kv_replay_timeout_s: Duration = var(
         5.0, "AIBRIX_KV_REPLAY_TIMEOUT", "Longest silence within one replay."
     )
-    kv_queue_bytes: Size = _var(
+    kv_queue_bytes: Size = var(
         64 * 1024 * 1024,
         "AIBRIX_KV_QUEUE_BYTES",
         "Live batches that wait for a replay, per source; above it the source is LOST.",
     )
-    kv_idle_probe_s: Duration = _var(
+    kv_idle_probe_s: Duration = var(
         10.0,
         "AIBRIX_KV_IDLE_PROBE",
         "A source silent for this long is asked for what follows its last number.",
     )
-    kv_lost_after_s: Duration = _var(
+    kv_lost_after_s: Duration = var(
         60.0,
         "AIBRIX_KV_LOST_AFTER",
         "A source that cannot be reached for this long is LOST and cleared.",
