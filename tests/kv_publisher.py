@@ -44,6 +44,12 @@ def all_cleared() -> dict[str, object]:
     return {"type": "AllBlocksCleared"}
 
 
+def payload_of(*events: dict[str, object]) -> bytes:
+    """One batch, with the time of now."""
+    payload: bytes = msgpack.packb([time.time(), events, 0])
+    return payload
+
+
 class KvPublisher:
     """One rank's publisher. `restart` is a new engine process on the same ports."""
 
@@ -172,7 +178,7 @@ class KvPublisher:
                 return
 
     def _publish(self, events: list[dict[str, object]], lost: bool) -> None:
-        payload = msgpack.packb([time.time(), events, 0])
+        payload = payload_of(*events)
         number = self.next_number
         self.next_number += 1
         self._buffer.append((number, payload))

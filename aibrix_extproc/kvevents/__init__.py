@@ -5,6 +5,7 @@ How one source moves between its states (`source.py`, carried out by `feed.py`):
 | from | on | to | effects |
 |---|---|---|---|
 | CONNECTING, LOST | contact | SYNCING | ask for a replay from 0 |
+| CONNECTING, resumed | contact | SYNCING | ask from the number saved: the same engine? |
 | SYNCING | a number that continues what was applied | same | apply |
 | SYNCING | a live number further on | same | it waits, in order |
 | SYNCING | the replay ended, or live batches join what was applied | EXACT, PARTIAL | |

@@ -8,10 +8,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied
+from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import (
     Apply,
     AskReplay,
@@ -31,6 +32,8 @@ from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _REPLAY_RESULTS: Final = (
     Notice.REPLAY_COMPLETE,
@@ -68,7 +71,9 @@ class Feed:
         settings: Settings,
         metrics: Metrics,
         on_clear: Callable[[int], None],
+        resume: Checkpoint | None = None,
     ) -> None:
+        """`resume`: the index holds already what the source held there."""
         self.source = source
         self.pod = pod
         self.rank = rank
@@ -88,6 +93,9 @@ class Feed:
         self.sync = SourceSync(
             limits, has_replay=rank.replay_endpoint is not None, now=time.monotonic()
         )
+        self._checkpoint = resume
+        if resume is not None:
+            self.sync.resume(resume)
         self._batches = metrics.batches.labels(*self._labels)
         self._lag = metrics.source_lag.labels(*self._labels)
         for state in SourceState:
@@ -130,6 +138,18 @@ class Feed:
 
     def bad_frames(self, reason: BadFrame) -> None:
         self._metrics.bad_frames.labels(reason).inc()
+
+    def at_checkpoint(self, read: Callable[[int], T]) -> tuple[Checkpoint, T] | None:
+        """`read(source)` while no batch is being applied, and the batch that stands for it.
+
+        None where no batch is known to stand for what the index holds: nothing was applied yet,
+        it has just been cleared, or it is followed no more. From any thread; its own reader
+        waits meanwhile, so `read` must be short.
+        """
+        with self._lock:
+            if self._stopped or self._checkpoint is None:
+                return None
+            return self._checkpoint, read(self.source)
 
     def stop(self) -> None:
         """Nothing is applied or counted for this source after this returns.
@@ -175,6 +195,7 @@ class Feed:
 
     def _apply(self, effect: Apply) -> tuple[bool, ClearReason | None]:
         """Give a batch to the index. An error of ours is a loss of this source, and no more."""
+        self._checkpoint = None
         try:
             applied = self._index.apply(self.source, effect.payload)
         except Exception:
@@ -191,7 +212,11 @@ class Feed:
             self._lag.set(self.lag_s)
         if applied.cleared:
             self._on_clear(self.source)
-        return applied.cleared > 0, ClearReason.LOSSY if applied.lossy else None
+        if applied.lossy:
+            return applied.cleared > 0, ClearReason.LOSSY
+        complete = self.sync.complete or applied.cleared > 0
+        self._checkpoint = Checkpoint(effect.sequence, digest_of(effect.payload), complete)
+        return applied.cleared > 0, None
 
     def _carry_out(
         self,
@@ -200,6 +225,7 @@ class Feed:
     ) -> None:
         match effect:
             case Clear(reason):
+                self._checkpoint = None
                 self._index.clear_source(self.source)
                 self._metrics.source_clears.labels(reason).inc()
                 self._on_clear(self.source)

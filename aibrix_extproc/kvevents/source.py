@@ -9,6 +9,7 @@ The transitions, and the two rules that make them sound, stand in the package's 
 from dataclasses import dataclass
 
 from aibrix_extproc.kvevents.belief import IN_SYNC, Belief
+from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.contact import Contact
 from aibrix_extproc.kvevents.effects import (
     Apply,
@@ -46,7 +47,7 @@ class SourceSync:
         self._has_replay = has_replay
         self._belief = Belief()
         self._contact = Contact(now)
-        # What is applied: `_expected` is the next number, `_last` the payload before it.
+        # What is applied: `_expected` is the next number, `_last` the digest of the batch before.
         self._expected = 0
         self._last: bytes | None = None
         self._applying = False
@@ -87,6 +88,28 @@ class SourceSync:
         """Payload bytes of live batches that wait for a replay."""
         return self._waiting.queue_bytes
 
+    @property
+    def complete(self) -> bool:
+        """Every batch since the engine's start, or since it was empty, is applied."""
+        return self._belief.complete
+
+    # -- before the first contact -------------------------------------------------------------
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """The index holds what it held at `checkpoint`, as if those batches had been applied.
+
+        Nothing of it is believed before the engine's replay from that number has proved that the
+        same process answers; where it cannot, the source is cleared and starts from 0. Raises
+        ValueError once there was contact.
+        """
+        if self._contact.stands or self._belief.state is not SourceState.CONNECTING:
+            raise ValueError("a source can be resumed only before its first contact")
+        self._expected = checkpoint.sequence + 1
+        self._last = checkpoint.digest
+        self._belief.dirty = True
+        self._belief.complete = checkpoint.complete
+        self._belief.why = "resumed, and the engine is the same"
+
     # -- the connection -----------------------------------------------------------------------
 
     def connected(self, now: float) -> Effects:
@@ -106,7 +129,7 @@ class SourceSync:
         if not self._contact.stands:
             away_s = now - self._contact.changed_at
             if self._belief.state is not SourceState.LOST and away_s >= self._limits.lost_after_s:
-                if self._belief.state is not SourceState.CONNECTING:
+                if self._belief.state is not SourceState.CONNECTING or self._belief.dirty:
                     self._belief.clear(ClearReason.LOST)
                 self._forget()
                 self._belief.become(
@@ -132,7 +155,7 @@ class SourceSync:
         self._contact.heard_live = True
         high = self._contact.live_high
         if high is not None and sequence <= high and self._belief.state is not SourceState.LOST:
-            if sequence == self._expected - 1 and payload == self._last:
+            if sequence == self._expected - 1 and digest_of(payload) == self._last:
                 return self._belief.flush()
             self._restart(f"its numbers went from {high} down to {sequence}")
             self._drop_waiting()
@@ -156,7 +179,7 @@ class SourceSync:
             return ()
         question.answered = True
         known = {question.start: question.known, self._expected - 1: self._last}.get(sequence)
-        if known is not None and payload != known:
+        if known is not None and digest_of(payload) != known:
             self._other_engine(f"its batch {sequence} is not the one applied", now)
             return self._pump(now)
         if self._unproven:
@@ -241,7 +264,7 @@ class SourceSync:
 
     def _take(self, batch: SequencedBatch, *, live: bool) -> None:
         self._expected = batch.sequence + 1
-        self._last = batch.payload
+        self._last = digest_of(batch.payload)
         self._belief.dirty = True
         self._applying = True
         self._take_any = False

@@ -21,6 +21,7 @@ from typing import Final
 import zmq
 
 from aibrix_extproc.discovery.pods import Rank
+from aibrix_extproc.kvevents.checkpoint import Checkpoint
 from aibrix_extproc.kvevents.feed import EventIndex, Feed
 from aibrix_extproc.kvevents.replay import Question, Replay, ReplayFailed
 from aibrix_extproc.kvevents.sockets import Context, Link, LinkEvent, Switchboard, new_context
@@ -331,14 +332,26 @@ class Subscriber:
         for reader in self._readers:
             reader.start()
 
-    def add(self, source: int, name: str, rank: Rank) -> None:
+    def add(self, source: int, name: str, rank: Rank, resume: Checkpoint | None = None) -> None:
         """Follow a source; `name` is its pod's, for logs and metrics.
+
+        `resume`: the index holds already what the source held at that batch. It is kept where
+        the engine's replay proves that the same process answers, else cleared.
 
         Raises ValueError for a rank without an event endpoint.
         """
         if rank.event_endpoint is None:
             raise ValueError(f"{name} rank {rank.rank} sends no events")
-        feed = Feed(source, name, rank, self._index, self._settings, self._metrics, self._on_clear)
+        feed = Feed(
+            source,
+            name,
+            rank,
+            self._index,
+            self._settings,
+            self._metrics,
+            self._on_clear,
+            resume,
+        )
         reader = min(self._readers, key=lambda r: r.sources)
         reader.sources += 1
         self._feeds[source] = (feed, reader)

@@ -23,7 +23,7 @@ class Question:
     ask: int
     start: int
     known: bytes | None
-    """The batch `start`, as it was applied: an answer without it is another engine's."""
+    """Digest of the batch `start`, as it was applied: one that differs is another engine's."""
     live_high: int | None
     """Highest live number before it was asked: holes below that are holes for good at its end."""
     heard_live: bool

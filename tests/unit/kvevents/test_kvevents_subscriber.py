@@ -8,11 +8,12 @@ import pytest
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied, PrefixIndex
 from aibrix_extproc.kvevents import sockets, subscriber
+from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import SourceState
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
-from tests.kv_publisher import KvPublisher, all_cleared, removed, stored, tokens_of
+from tests.kv_publisher import KvPublisher, all_cleared, payload_of, removed, stored, tokens_of
 from tests.support import eventually, free_port
 
 MODEL = "m"
@@ -386,6 +387,60 @@ class TestManySources:
             sources = [station.follow(engine, rank=rank) for rank in range(20)]
             for source in sources:
                 station.reaches(source, EXACT, 2)
+
+
+class TestResume:
+    def test_a_source_goes_on_from_what_another_index_held(
+        self, stations: Callable[..., Station], engine: KvPublisher
+    ) -> None:
+        before = stations()
+        source = before.follow(engine)
+        fill(engine, 1, 4)
+        before.reaches(source, EXACT, 4)
+        feed = before.subscriber.feed(source)
+        assert feed is not None
+        saved = feed.at_checkpoint(lambda source: before.index.stats().per_source[source])
+        assert saved is not None
+        checkpoint, placements = saved
+        assert (checkpoint.sequence, checkpoint.complete, placements) == (3, True, 4)
+        fill(engine, 5, 6)
+
+        after = stations()
+        resumed = after.index.add_source(MODEL)
+        after.index.apply(resumed, payload_of(stored([1, 2, 3, 4])))
+        rank = Rank(0, engine.endpoint, engine.replay_endpoint)
+        after.subscriber.add(resumed, POD, rank, checkpoint)
+        after.reaches(resumed, EXACT, 6)
+        assert after.cleared == []
+        assert engine.asked_from[-1] == 3
+
+    def test_where_the_engine_is_another_it_starts_clean(
+        self, station: Station, engine: KvPublisher
+    ) -> None:
+        fill(engine, 1, 4)
+        source = station.index.add_source(MODEL)
+        station.index.apply(source, payload_of(stored([70, 71, 72])))
+        rank = Rank(0, engine.endpoint, engine.replay_endpoint)
+        saved = Checkpoint(2, digest_of(b"of another process"), complete=True)
+        station.subscriber.add(source, POD, rank, saved)
+        station.reaches(source, EXACT, 4)
+        assert station.index.stats().per_source[source] == 4
+        assert station.cleared == [source]
+
+    def test_there_is_no_checkpoint_before_a_batch_and_after_a_clear(
+        self, station: Station, engine: KvPublisher
+    ) -> None:
+        source = station.follow(engine)
+        station.reaches(source, EXACT, 0)
+        feed = station.subscriber.feed(source)
+        assert feed is not None
+        assert feed.at_checkpoint(lambda source: source) is None
+        fill(engine, 1, 1)
+        station.reaches(source, EXACT, 1)
+        assert feed.at_checkpoint(lambda source: source) is not None
+        engine.restart()
+        station.reaches(source, EXACT, 0)
+        assert feed.at_checkpoint(lambda source: source) is None
 
 
 class RecordingIndex(PrefixIndex):
