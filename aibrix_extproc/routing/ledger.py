@@ -93,6 +93,19 @@ class Ledger:
         if len(self._deadlines) > _SMALLEST_COMPACTION + 2 * self._open:
             self._compact()
 
+    def move(self, ticket: Ticket, source: int) -> bool:
+        """Another source serves the request: its load goes there. False for one that is gone."""
+        if ticket.state is TicketState.GONE:
+            return False
+        if ticket.source != source:
+            prefilling = ticket.state is TicketState.PREFILL
+            tokens = ticket.prefill_tokens if prefilling else 0
+            self._take_off(ticket)
+            ticket.source = source
+            self._tickets.setdefault(source, set()).add(ticket)
+            self._add(source, 1, tokens, 0 if prefilling else 1)
+        return True
+
     def expire(self, now: float) -> int:
         """Let go of what is past its time; how many left, for the caller to count.
 
@@ -119,9 +132,13 @@ class Ledger:
         self._loads.pop(source, None)
 
     def _leave(self, ticket: Ticket) -> None:
-        prefilling = ticket.state is TicketState.PREFILL
+        self._take_off(ticket)
         ticket.state = TicketState.GONE
         self._open -= 1
+
+    def _take_off(self, ticket: Ticket) -> None:
+        """Its source is rid of it."""
+        prefilling = ticket.state is TicketState.PREFILL
         tickets = self._tickets[ticket.source]
         tickets.remove(ticket)
         if not tickets:

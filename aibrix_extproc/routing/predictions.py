@@ -77,6 +77,23 @@ class Predictions:
             entries.move_to_end(entry)
         return self._push_out(now)
 
+    def withdraw(self, source: int, keys: "array[int]", expiry: float) -> int:
+        """Take back a promise of these blocks that was made to last until `expiry`.
+
+        What another promise has renewed since stays, and so does every block before it: a
+        promise renews all of its own from block 0 on. Returns how many went.
+        """
+        stream = self._streams.get(source)
+        if stream is None:
+            return 0
+        entries, prefix, gone = stream.queue.expiries, stream.prefix, 0
+        for key in reversed(keys):
+            if entries.get(prefix | key) != expiry:
+                break
+            del entries[prefix | key]
+            gone += 1
+        return gone
+
     def depth(self, source: int, keys: "array[int]", now: float, start: int = 0) -> int:
         """How many leading blocks the source holds, given that it holds the first `start`.
 

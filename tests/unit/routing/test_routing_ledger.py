@@ -181,3 +181,45 @@ class LedgerAgainstRecount(RuleBasedStateMachine):
 
 LedgerAgainstRecount.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLedgerAgainstRecount = LedgerAgainstRecount.TestCase
+
+
+@pytest.mark.parametrize("prefilled", [True, False])
+def test_a_request_that_another_source_serves_weighs_there(prefilled: bool) -> None:
+    ledger = Ledger(LIMIT_S)
+    ticket = ledger.reserve(1, 100, now=0.0)
+    if prefilled:
+        ledger.prefill_done(ticket, 1.0)
+    assert ledger.move(ticket, 2)
+    here = Load(1, 0, 1) if prefilled else Load(1, 100, 0)
+    assert ledger.loads(1.0) == {2: here}
+    assert len(ledger) == 1
+    ledger.release(ticket)
+    assert ledger.loads(1.0) == {}
+    assert len(ledger) == 0
+
+
+def test_a_move_to_the_same_source_changes_nothing() -> None:
+    ledger = Ledger(LIMIT_S)
+    ticket = ledger.reserve(1, 100, now=0.0)
+    assert ledger.move(ticket, 1)
+    assert ledger.loads(0.0) == {1: Load(1, 100, 0)}
+
+
+def test_what_is_over_is_not_moved() -> None:
+    ledger = Ledger(LIMIT_S)
+    ticket = ledger.reserve(1, 100, now=0.0)
+    ledger.release(ticket)
+    assert not ledger.move(ticket, 2)
+    assert ledger.loads(0.0) == {}
+
+
+def test_a_moved_request_leaves_with_its_new_source_and_by_its_time() -> None:
+    ledger = Ledger(LIMIT_S)
+    first, second = ledger.reserve(1, 100, now=0.0), ledger.reserve(1, 7, now=0.0)
+    ledger.move(first, 2)
+    ledger.forget(2)
+    assert first.state is TicketState.GONE
+    assert ledger.loads(0.0) == {1: Load(1, 7, 0)}
+    ledger.move(second, 3)
+    assert ledger.expire(LIMIT_S) == 1
+    assert ledger.loads(LIMIT_S) == {}

@@ -238,3 +238,38 @@ class PredictionsAgainstList(RuleBasedStateMachine):
 
 PredictionsAgainstList.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestPredictionsAgainstList = PredictionsAgainstList.TestCase
+
+
+def test_a_promise_that_was_not_kept_is_taken_back() -> None:
+    predictions = Predictions(100)
+    keys = chain(1, 2, 3)
+    predictions.promise(5, keys, 2.0, now=0.0)
+    assert predictions.withdraw(5, keys, expiry=2.0) == 3
+    assert predictions.depth(5, keys, now=0.0) == 0
+    assert len(predictions) == 0
+
+
+def test_taking_back_leaves_what_another_promise_renewed() -> None:
+    predictions = Predictions(100)
+    ours, theirs = chain(1, 2, 3, 4), chain(1, 2, 9)
+    predictions.promise(5, ours, 2.0, now=0.0)
+    predictions.promise(5, theirs, 2.0, now=1.0)
+    assert predictions.withdraw(5, ours, expiry=2.0) == 2
+    assert predictions.depth(5, ours, now=1.0) == 2
+    assert predictions.depth(5, theirs, now=1.0) == 3
+
+
+def test_only_the_given_blocks_are_taken_back() -> None:
+    predictions = Predictions(100)
+    keys = chain(1, 2, 3, 4)
+    predictions.promise(5, keys, 2.0, now=0.0)
+    assert predictions.withdraw(5, keys[3:], expiry=2.0) == 1
+    assert predictions.depth(5, keys, now=0.0) == 3
+
+
+def test_taking_back_what_was_never_promised_does_nothing() -> None:
+    predictions = Predictions(100)
+    assert predictions.withdraw(5, chain(1), expiry=2.0) == 0
+    predictions.promise(5, chain(1), 2.0, now=0.0)
+    assert predictions.withdraw(5, chain(2), expiry=2.0) == 0
+    assert predictions.depth(5, chain(1), now=0.0) == 1
