@@ -8,7 +8,7 @@ So where a block in the middle is not believed, those behind it wait for it as o
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aibrix_extproc.index.blocks import GPU, StoredBlocks, understand
@@ -22,6 +22,7 @@ from aibrix_extproc.index.events import (
 from aibrix_extproc.index.gate import Gate
 from aibrix_extproc.index.keys import TOKEN_BYTES, block_key
 from aibrix_extproc.index.masks import ModelMasks
+from aibrix_extproc.index.names import Names
 from aibrix_extproc.index.orphans import Parked
 from aibrix_extproc.index.results import (
     GROUP_NOT_INDEXED,
@@ -32,7 +33,18 @@ from aibrix_extproc.index.results import (
 )
 from aibrix_extproc.index.source_state import Shelf, SourceState
 
-Step = StoredBlocks | BlockRemoved | AllBlocksCleared | Unreadable
+
+@dataclass(frozen=True, slots=True)
+class RemovedBlocks:
+    """A BlockRemoved: one copy of each of these is gone from one shelf."""
+
+    medium: str
+    group: int
+    hashes: Sequence[int]
+    """By their names."""
+
+
+Step = StoredBlocks | RemovedBlocks | AllBlocksCleared | Unreadable
 
 
 @dataclass(slots=True)
@@ -46,6 +58,7 @@ class Source:
     lora_name: str | None
     state: SourceState
     """Replaced as a whole by a clear; a removed source is left with an empty one."""
+    names: Names
 
 
 class _Overtaken(Exception):
@@ -67,12 +80,7 @@ class Application:
     def run(self, batch: Batch) -> Applied:
         """Apply the events in order, as far as nobody clears the source meanwhile."""
         source = self._source
-        steps = [
-            understand(event, source.lora_id, source.lora_name)
-            if isinstance(event, BlockStored)
-            else event
-            for event in batch.events
-        ]
+        steps = [_understood(event, source) for event in batch.events]
         with self._change:
             self._state = source.state
             try:
@@ -95,7 +103,7 @@ class Application:
     def _apply(self, step: Step) -> None:
         if isinstance(step, StoredBlocks):
             self._store(step)
-        elif isinstance(step, BlockRemoved):
+        elif isinstance(step, RemovedBlocks):
             self._remove(step)
         elif isinstance(step, AllBlocksCleared):
             self._clear()
@@ -126,12 +134,11 @@ class Application:
         before.retire(self._change)
         self._check_present()
 
-    def _remove(self, event: BlockRemoved) -> None:
-        medium = GPU if event.medium is None else event.medium
-        shelf = self._state.shelves.get((medium, event.group_idx or 0))
+    def _remove(self, event: RemovedBlocks) -> None:
+        shelf = self._state.shelves.get((event.medium, event.group))
         if shelf is None:
             return
-        for block_hash in event.block_hashes:
+        for block_hash in event.hashes:
             if self._state.take(shelf, block_hash):
                 self._removed += 1
             self._spend(1)
@@ -161,8 +168,9 @@ class Application:
 
     def _store_blocks(self, shelf: Shelf, blocks: StoredBlocks) -> None:
         """Place the blocks in runs, park one by one those whose parent is unknown."""
-        state, hashes, parent = self._state, blocks.hashes, blocks.parent
-        key = blocks.root if parent is None else state.meaning(parent)
+        state, hashes = self._state, blocks.hashes
+        parent = blocks.parent or 0
+        key = blocks.root if blocks.parent is None else state.meaning(parent)
         keys: list[int] = []
         done = 0
         while True:
@@ -182,7 +190,7 @@ class Application:
             keys = keys[dealt_with:] if key is not None else []
 
     def _place(
-        self, shelf: Shelf, hashes: Sequence[Hashable], keys: Sequence[int], block_size: int
+        self, shelf: Shelf, hashes: Sequence[int], keys: Sequence[int], block_size: int
     ) -> int:
         """Place blocks, and what waits for the last of them; returns how many are dealt with."""
         state = self._state
@@ -212,7 +220,7 @@ class Application:
                 self._skip(ORPHAN_DROPPED)
         self._spend(1)
 
-    def _join_children_of(self, block_hash: Hashable) -> None:
+    def _join_children_of(self, block_hash: int) -> None:
         """Place the orphans that wait for this block, then those that wait for them."""
         state = self._state
         parents = deque([block_hash])
@@ -236,3 +244,15 @@ class Application:
             state.add_copies(child.shelf, child.block_hash, child.copies - 1)
             self._stored += child.copies
             state.note_block_size(child.shelf, len(child.tokens) // TOKEN_BYTES)
+
+
+def _understood(
+    event: BlockStored | BlockRemoved | AllBlocksCleared | Unreadable, source: Source
+) -> Step:
+    """What an event means, as far as that needs no look at what the source holds."""
+    if isinstance(event, BlockStored):
+        return understand(event, source.names, source.lora_id, source.lora_name)
+    if isinstance(event, BlockRemoved):
+        medium = GPU if event.medium is None else event.medium
+        return RemovedBlocks(medium, event.group_idx or 0, source.names.of_all(event.block_hashes))
+    return event

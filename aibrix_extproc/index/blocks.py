@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from aibrix_extproc.index.events import BlockHash, BlockStored
+from aibrix_extproc.index.events import BlockStored
 from aibrix_extproc.index.keys import (
     TOKEN_BYTES,
     UnusableExtras,
@@ -20,6 +20,7 @@ from aibrix_extproc.index.keys import (
     root_key,
     token_bytes,
 )
+from aibrix_extproc.index.names import Names
 from aibrix_extproc.index.results import MISFIT, UNREADABLE_STORED
 
 GPU: Final = "GPU"
@@ -37,8 +38,9 @@ class StoredBlocks(Struct, frozen=True, gc=False):
     problem: str | None = None
     """Why the blocks cannot be used (MISFIT, UNREADABLE_STORED); then there are none."""
     unnamed_adapter: bool = False
-    hashes: Sequence[BlockHash] = ()
-    parent: BlockHash | None = None
+    hashes: Sequence[int] = ()
+    """By their names."""
+    parent: int | None = None
     root: int = 0
     """The key before block 0, where there is no parent."""
     block_size: int = 0
@@ -65,7 +67,9 @@ class StoredBlocks(Struct, frozen=True, gc=False):
         return self.tokens[index * step : index * step + step], extras
 
 
-def understand(event: BlockStored, lora_id: int | None, lora_name: str | None) -> StoredBlocks:
+def understand(
+    event: BlockStored, names: Names, lora_id: int | None, lora_name: str | None
+) -> StoredBlocks:
     """The blocks of an event of a source whose events with `lora_id` mean `lora_name`."""
     medium = GPU if event.medium is None else event.medium
     group, kind = event.group_idx or 0, event.kv_cache_spec_kind
@@ -86,8 +90,8 @@ def understand(event: BlockStored, lora_id: int | None, lora_name: str | None) -
         lookahead,
         None,
         isinstance(adapter, int),
-        event.block_hashes,
-        parent,
+        names.of_all(event.block_hashes),
+        None if parent is None else names.of(parent),
         _root(size, adapter) if parent is None and tokens else 0,
         size,
         tokens,

@@ -8,8 +8,7 @@ Owns the masks, the bits and the size of the index. Knows no hash, event or toke
 
 Size is counted, not measured, so that equal contents are of equal size: `PLACEMENT_BYTES` for
 each block on a shelf, `BLOCK_BYTES` for each distinct block, and what parked blocks hold. The
-constants are what CPython 3.11 takes for dicts of that many ints, 100 sources and 64-bit hashes;
-hashes of 32 bytes take some 60 bytes more.
+constants are what CPython 3.11 takes for dicts of that many ints and 100 sources.
 """
 
 import sys

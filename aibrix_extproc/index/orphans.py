@@ -4,7 +4,7 @@ Owns where they wait, in which order they go, and their share of the index's siz
 an orphan is never guessed to be a root, so it has none until its parent has one.
 """
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,8 +22,8 @@ class Parked:
     """A block whose parent is unknown."""
 
     shelf: "Shelf"
-    block_hash: Hashable
-    parent: Hashable
+    block_hash: int
+    parent: int
     tokens: bytes
     extras: bytes
     copies: int = 1
@@ -46,15 +46,19 @@ class Orphans:
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
         self._bytes = 0
-        self._parked: dict[tuple[Shelf, Hashable], Parked] = {}
-        self.by_parent: dict[Hashable, dict[tuple[Shelf, Hashable], Parked]] = {}
+        self._parked: dict[tuple[Shelf, int], Parked] = {}
+        self.by_parent: dict[int, dict[tuple[Shelf, int], Parked]] = {}
         """Parent → what waits for it; without empty entries."""
 
     def __len__(self) -> int:
         """Parked blocks; copies of one count once."""
         return len(self._parked)
 
-    def find(self, shelf: "Shelf", block_hash: Hashable) -> Parked | None:
+    def __iter__(self) -> Iterator[Parked]:
+        """The parked blocks, oldest first."""
+        return iter(self._parked.values())
+
+    def find(self, shelf: "Shelf", block_hash: int) -> Parked | None:
         """The parked block of that hash on that shelf."""
         return self._parked.get((shelf, block_hash))
 
@@ -77,7 +81,7 @@ class Orphans:
         self._bytes -= block.size_bytes
         self._usage.bytes -= block.size_bytes
 
-    def take_copy(self, shelf: "Shelf", block_hash: Hashable) -> bool:
+    def take_copy(self, shelf: "Shelf", block_hash: int) -> bool:
         """Drop one copy; False where none is parked."""
         block = self.find(shelf, block_hash)
         if block is None:
@@ -91,7 +95,7 @@ class Orphans:
         """Drop the block that is parked longest."""
         self.remove(next(iter(self._parked.values())))
 
-    def take_child(self, parent: Hashable) -> Parked | None:
+    def take_child(self, parent: int) -> Parked | None:
         """Take out the oldest block that waits for this parent; None where none does."""
         siblings = self.by_parent.get(parent)
         if not siblings:

@@ -20,8 +20,11 @@ from aibrix_extproc.index.events import decode_batch
 from aibrix_extproc.index.gate import Gate
 from aibrix_extproc.index.keys import request_keys, token_bytes
 from aibrix_extproc.index.masks import ModelMasks, Usage
+from aibrix_extproc.index.names import Names
 from aibrix_extproc.index.results import Applied, IndexStats
+from aibrix_extproc.index.saved import decode, encode
 from aibrix_extproc.index.source_state import SourceState
+from aibrix_extproc.index.transfer import Frozen, restore
 
 DEFAULT_MAX_ORPHANS: Final = 4096
 
@@ -53,7 +56,7 @@ class PrefixIndex:
             masks = self._models.setdefault(model, ModelMasks(self._usage))
             masks.sources += 1
             state = SourceState(number, masks)
-            self._sources[number] = Source(number, model, masks, lora_id, lora_name, state)
+            self._sources[number] = Source(number, model, masks, lora_id, lora_name, state, Names())
             return number
 
     def remove_source(self, source: int) -> None:
@@ -86,6 +89,41 @@ class PrefixIndex:
         """
         target = self._sources[source]
         return Application(target, self._gate, self._max_orphans).run(decode_batch(payload))
+
+    # -- a restart ----------------------------------------------------------------------------
+
+    def export_source(self, source: int) -> bytes:
+        """All that `apply` needs of a source to go on elsewhere; the layout is in `saved`.
+
+        An `apply` of that source under way in another thread may be in it by half: call it
+        between two. KeyError if unknown.
+        """
+        with self._gate.look():
+            target = self._sources[source]
+            frozen = Frozen(target.state, target.names.seed)
+        return encode(frozen.saved())
+
+    def import_source(self, source: int, data: bytes) -> None:
+        """Make a source that was just added hold what an exported one did.
+
+        It behaves from then on as that one did, where both were added with the same adapter and
+        the index has room: what does not fit is left out, and the source is full then. It counts
+        for nothing before the end; a clear meanwhile wins. KeyError if unknown; ValueError for
+        bytes that are no export, are damaged or of another version, and for a source that holds
+        something: it is left as it was.
+        """
+        target = self._sources[source]
+        saved = decode(data)
+        with self._gate.change() as change:
+            before = target.state
+            if not before.blank:
+                raise ValueError("import into a source that was just added: this one is in use")
+            state = SourceState(source, target.masks)
+            restore(state, saved, self._max_orphans, change)
+            if target.state is before and source in self._sources:
+                target.state, target.names = state, Names(saved.seed)
+            else:
+                state.retire(change)
 
     # -- questions ----------------------------------------------------------------------------
 

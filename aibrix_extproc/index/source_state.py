@@ -1,8 +1,8 @@
 """What one source holds, as far as its events said.
 
 Owns the meaning of the engine's hashes within one source, the count of copies, and which group
-counts for depth. Knows no event, no token and no other source: the nonsense of one engine cannot
-reach what is known of another.
+counts for depth. Hashes are known here by their names (`names`). Knows no event, no token and no
+other source: the nonsense of one engine cannot reach what is known of another.
 
 - A hash means one block key, on whatever shelf it stands. Each further store of it on a shelf
   is one more copy there, and each removal takes one copy, a placed one before a parked one.
@@ -13,7 +13,7 @@ reach what is known of another.
 - The shelf of the lowest group on the GPU counts for depth, and no other.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from aibrix_extproc.index.blocks import GPU
@@ -43,9 +43,9 @@ class Shelf:
         self.bit = bit
         self.block_size: int | None = None
         """Tokens per block of the last block placed here."""
-        self.blocks: dict[Hashable, int] = {}
+        self.blocks: dict[int, int] = {}
         """Hash → what it means, a block key."""
-        self.more: dict[Hashable, int] = {}
+        self.more: dict[int, int] = {}
         """Hash → copies beyond the first. Mostly empty."""
         self.twins: dict[int, int] = {}
         """Key → hashes here that mean it, beyond the first. Nearly always empty."""
@@ -70,15 +70,21 @@ class SourceState:
         self.full = False
         self.lookahead_tokens = 0
         """Most tokens behind a block that a hash was said to cover."""
-        self._kinds: dict[int, str] = {}
+        self.kinds: dict[int, bool] = {}
+        """Group that named its kind → whether it keeps every block of a prefix."""
+
+    @property
+    def blank(self) -> bool:
+        """Nothing was said of it yet."""
+        return not (self.shelves or self.kinds or self.orphans.by_parent or self.lookahead_tokens)
 
     def successor(self) -> "SourceState":
         """The state after AllBlocksCleared: empty, with the same groups and block sizes."""
         after = SourceState(self._source, self._masks)
         after.lookahead_tokens = self.lookahead_tokens
-        after._kinds = self._kinds
+        after.kinds = self.kinds
         for shelf in self.shelves.values():
-            new = after._add_shelf(shelf.medium, shelf.group)
+            new = after.add_shelf(shelf.medium, shelf.group)
             if shelf.block_size is not None:
                 after.note_block_size(new, shelf.block_size)
         return after
@@ -93,18 +99,18 @@ class SourceState:
         if not 0 <= group < MAX_GROUPS:
             return False
         if kind is not None:
-            self._kinds[group] = kind
-        known = self._kinds.get(group)
-        return known in INDEXED_KINDS if known is not None else group == 0
+            self.kinds[group] = kind in INDEXED_KINDS
+        return self.kinds.get(group, group == 0)
 
     def shelf_for(self, medium: str, group: int) -> Shelf | None:
         """Where blocks of an indexed group stand; None where the source has too many shelves."""
         shelf = self.shelves.get((medium, group))
         if shelf is None and len(self.shelves) < MAX_SHELVES:
-            shelf = self._add_shelf(medium, group)
+            shelf = self.add_shelf(medium, group)
         return shelf
 
-    def _add_shelf(self, medium: str, group: int) -> Shelf:
+    def add_shelf(self, medium: str, group: int) -> Shelf:
+        """A new one, of a place that has none yet."""
         shelf = Shelf(medium, group, self._masks.take_bit(self._source))
         self.shelves[medium, group] = shelf
         if medium == GPU and (self.counted is None or group < self.counted.group):
@@ -125,7 +131,7 @@ class SourceState:
 
     # -- blocks -------------------------------------------------------------------------------
 
-    def meaning(self, block_hash: Hashable) -> int | None:
+    def meaning(self, block_hash: int) -> int | None:
         """The block key that a hash means; None where no shelf holds it."""
         for shelf in self.shelves.values():
             key = shelf.blocks.get(block_hash)
@@ -134,7 +140,7 @@ class SourceState:
         return None
 
     def place(
-        self, shelf: Shelf, hashes: Sequence[Hashable], keys: Sequence[int]
+        self, shelf: Shelf, hashes: Sequence[int], keys: Sequence[int]
     ) -> tuple[int, str | None]:
         """Put one copy of each block on a shelf, in order, up to the first that needs care.
 
@@ -176,16 +182,16 @@ class SourceState:
             self.full = True
         return placed, refusal
 
-    def _blocks_beside(self, shelf: Shelf) -> list[dict[Hashable, int]]:
+    def _blocks_beside(self, shelf: Shelf) -> list[dict[int, int]]:
         return [other.blocks for other in self.shelves.values() if other is not shelf]
 
-    def add_copies(self, shelf: Shelf, block_hash: Hashable, copies: int) -> None:
+    def add_copies(self, shelf: Shelf, block_hash: int, copies: int) -> None:
         """Count further copies of a block that stands on the shelf."""
         if copies:
             shelf.more[block_hash] = shelf.more.get(block_hash, 0) + copies
             shelf.placements += copies
 
-    def take(self, shelf: Shelf, block_hash: Hashable) -> bool:
+    def take(self, shelf: Shelf, block_hash: int) -> bool:
         """Take one copy of a block; False where the shelf has none, placed or parked."""
         if block_hash not in shelf.blocks:
             return self.orphans.take_copy(shelf, block_hash)
@@ -215,7 +221,7 @@ class SourceState:
         self.orphans.add(block)
         return None
 
-    def disbelieve(self, block_hash: Hashable) -> None:
+    def disbelieve(self, block_hash: int) -> None:
         """Take back all copies of a hash, placed and parked, on all shelves."""
         for shelf in self.shelves.values():
             if block_hash in shelf.blocks:
@@ -224,7 +230,7 @@ class SourceState:
             if parked is not None:
                 self.orphans.remove(parked)
 
-    def _vacate(self, shelf: Shelf, block_hash: Hashable) -> None:
+    def _vacate(self, shelf: Shelf, block_hash: int) -> None:
         """Take all copies of a hash off one shelf."""
         key = shelf.blocks.pop(block_hash)
         shelf.placements -= 1 + shelf.more.pop(block_hash, 0)
