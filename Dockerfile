@@ -15,7 +15,8 @@ COPY --from=build /opt/aibrix-extproc /opt/aibrix-extproc
 ENV PATH=/opt/aibrix-extproc/bin:$PATH
 # A number, so that Kubernetes can see that it is not root (runAsNonRoot).
 USER 65532:65532
-# gRPC for Envoy; health, metrics and debug pages.
+# gRPC for Envoy; health and metrics. The debug port, 8081, is bound to the
+# loopback and so not exposed.
 EXPOSE 50052 8080
 ENTRYPOINT ["aibrix-extproc"]
 CMD ["serve"]

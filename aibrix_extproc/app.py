@@ -1,6 +1,6 @@
 """Builds the parts, starts them in two stages, drains and stops them.
 
-Stage one is state: pods, index, tokenizer, ledger, the gRPC service and the admin server. Stage
+Stage one is state: pods, index, tokenizer, ledger, the gRPC service and the two HTTP ports. Stage
 two is event sync, which needs the pods. Owns the order and nothing else: what a part does is
 written in its room.
 """
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 
 import grpc
 
+from aibrix_extproc.admin.debug import DebugServer
+from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.decide import Decider
 from aibrix_extproc.discovery.endpoints_file import EndpointsFile
@@ -74,11 +76,12 @@ class App:
             settings=settings,
             metrics=self.metrics,
             registry=self.registry,
-            manager=self.manager,
             index=self.index,
-            explains=self.decider,
             readiness=self.readiness,
             index_backend=self.index_backend,
+        )
+        self.debug = DebugServer(
+            settings, [InsightPages(self.manager, self.decider, settings.max_body_bytes)]
         )
         self.probe = Probe(self.registry, settings, self.metrics)
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
@@ -136,14 +139,16 @@ class App:
         await self.probe.start()
         await self._serve()
         await self.admin.start()
+        await self.debug.start()
         if self.settings.kv_event_sync:
             self.manager.start_events()
         self.watchdog.start()
         self._readiness_task = asyncio.create_task(self._follow_readiness())
         log.info(
-            "serving on %s, admin on %s, strategy %s, index %s, event sync %s",
+            "serving on %s, admin on %s, debug on %s, strategy %s, index %s, event sync %s",
             self.settings.grpc_address,
             self.settings.admin_address,
+            self.settings.debug_address,
             self.settings.routing_algorithm,
             self.index_backend,
             "on" if self.settings.kv_event_sync else "off",
@@ -169,6 +174,7 @@ class App:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._readiness_task
         self.watchdog.close()
+        await self.debug.close()
         await self.admin.close()
         if self._server is not None:
             await self._server.stop(None)

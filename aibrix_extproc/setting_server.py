@@ -6,7 +6,15 @@ Owns their names, defaults and meanings; a part of `settings`, which reads them.
 from enum import StrEnum
 from typing import Annotated
 
-from aibrix_extproc.setting_types import LOWER, UPPER, Address, DurationOrZero, SettingsGroup, var
+from aibrix_extproc.setting_types import (
+    LOWER,
+    UPPER,
+    Address,
+    DurationOrZero,
+    Names,
+    SettingsGroup,
+    var,
+)
 
 
 class LogFormat(StrEnum):
@@ -36,7 +44,19 @@ class ServerSettings(SettingsGroup):
     admin_address: Address = var(
         "0.0.0.0:8080",
         "AIBRIX_EXTPROC_ADMIN_ADDRESS",
-        "Health, metrics and debug pages over HTTP.",
+        "Health, metrics and models over HTTP, for probes and Prometheus.",
+    )
+    debug_address: Address = var(
+        "127.0.0.1:8081",
+        "AIBRIX_EXTPROC_DEBUG_ADDRESS",
+        "Debug pages and levers over HTTP. Nobody is asked who he is there: keep it on the "
+        "loopback, or behind a network policy.",
+    )
+    debug_hosts: Names = var(
+        (),
+        "AIBRIX_EXTPROC_DEBUG_HOSTS",
+        "Names, separated by commas, by which the debug port may be asked beside IP addresses "
+        "and `localhost`.",
     )
     log_level: Annotated[LogLevel, UPPER] = var(
         LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line."

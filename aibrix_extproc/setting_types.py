@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from aibrix_extproc.units import parse_duration_s, parse_size_bytes
 
 _HOST: Final = re.compile(r"\[[0-9A-Fa-f:.]+(%\w+)?\]|[A-Za-z0-9._-]*")
+_NAME: Final = re.compile(r"[a-z0-9._-]+")
 _MAX_DURATION_S: Final = 366 * 24 * 3600.0
 """A year: timers of the operating system and of uvloop overflow somewhere above."""
 _MAX_BODY_BYTES: Final = 1024**3
@@ -64,6 +65,17 @@ def _endpoint(value: object) -> object:
     return url
 
 
+def _names(value: object) -> object:
+    """Host names, separated by commas; none where it is empty."""
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip().lower() for name in value.split(",") if name.strip())
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no host name: write a.example,b.example, without ports")
+    return names
+
+
 def _lower(value: object) -> object:
     """A word of a closed list may be written in any case."""
     return value.strip().lower() if isinstance(value, str) else value
@@ -81,6 +93,7 @@ Address = Annotated[str, BeforeValidator(_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 BodyLimit = Annotated[int, BeforeValidator(_size), Field(ge=0, le=_MAX_BODY_BYTES)]
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 LOWER: Final = BeforeValidator(_lower)
 UPPER: Final = BeforeValidator(_upper)
 

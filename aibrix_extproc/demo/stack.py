@@ -62,11 +62,21 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running processor: `ip:port` for Envoy, and its admin page."""
+    """A running processor: `ip:port` for Envoy, its admin and its debug pages."""
 
     process: Process
     grpc_address: str
     admin_url: str
+    debug_url: str
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The variables that start another processor on the same ports."""
+        return {
+            "AIBRIX_EXTPROC_GRPC_ADDRESS": self.grpc_address,
+            "AIBRIX_EXTPROC_ADMIN_ADDRESS": self.admin_url.removeprefix("http://"),
+            "AIBRIX_EXTPROC_DEBUG_ADDRESS": self.debug_url.removeprefix("http://"),
+        }
 
 
 async def start_envoy(
@@ -127,12 +137,14 @@ async def start_server(
     addresses = {
         "AIBRIX_EXTPROC_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
         "AIBRIX_EXTPROC_ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
+        "AIBRIX_EXTPROC_DEBUG_ADDRESS": f"127.0.0.1:{free_port()}",
     }
     variables = addresses | dict(environment)
     process = processes.spawn(name, [*_CLI, "serve"], variables)
     admin_url = f"http://{variables['AIBRIX_EXTPROC_ADMIN_ADDRESS']}"
     await process.ready(session, f"{admin_url}/{wait_for}", _READY_TIMEOUT_S)
-    return Server(process, variables["AIBRIX_EXTPROC_GRPC_ADDRESS"], admin_url)
+    debug_url = f"http://{variables['AIBRIX_EXTPROC_DEBUG_ADDRESS']}"
+    return Server(process, variables["AIBRIX_EXTPROC_GRPC_ADDRESS"], admin_url, debug_url)
 
 
 def write_endpoints(path: Path, pods: Sequence[Mapping[str, Any]]) -> None:

@@ -132,7 +132,7 @@ async def caught_up(stack: Stack) -> None:
                     return False
                 key = (f"default/{engine.config.name}", rank.rank)
                 expected[key] = rank.publisher.sequence - 1
-        views = {(view["pod"], view["rank"]): view for view in await stack.admin("/debug/sources")}
+        views = {(view["pod"], view["rank"]): view for view in await stack.debug("/debug/sources")}
         return all(
             number < 0 or (key in views and views[key]["sequence"] == number)
             for key, number in expected.items()

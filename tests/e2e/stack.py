@@ -154,6 +154,11 @@ class Stack:
         async with self.session.get(self.servers[server].admin_url + path) as reply:
             return await reply.json(content_type=None)
 
+    async def debug(self, path: str, server: int = 0) -> Any:
+        """The JSON of a processor's debug page, whatever its status."""
+        async with self.session.get(self.servers[server].debug_url + path) as reply:
+            return await reply.json(content_type=None)
+
     async def metrics(self, server: int = 0) -> scrape.Samples:
         """A processor's metrics by name, summed over labels."""
         return await scrape.samples(self.session, f"{self.servers[server].admin_url}/metrics")
@@ -168,12 +173,12 @@ class Stack:
     async def start_server(self, index: int, wait_for: str = "readyz") -> Server:
         """Start a processor again on its ports, after its process has ended."""
         old = self.servers[index]
-        addresses = {
-            "AIBRIX_EXTPROC_GRPC_ADDRESS": old.grpc_address,
-            "AIBRIX_EXTPROC_ADMIN_ADDRESS": old.admin_url.removeprefix("http://"),
-        }
         self.servers[index] = await start_server(
-            self.processes, self.session, self.environment | addresses, old.process.name, wait_for
+            self.processes,
+            self.session,
+            self.environment | old.addresses,
+            old.process.name,
+            wait_for,
         )
         return self.servers[index]
 

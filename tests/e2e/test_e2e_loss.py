@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -107,13 +108,9 @@ async def one_that_can_stall(stack: Stack) -> None:
     """Replace the processor by one whose event loop stands still at SIGUSR1."""
     old = stack.servers[0]
     old.process.kill()
-    addresses = {
-        "AIBRIX_EXTPROC_GRPC_ADDRESS": old.grpc_address,
-        "AIBRIX_EXTPROC_ADMIN_ADDRESS": old.admin_url.removeprefix("http://"),
-    }
     process = stack.processes.spawn(
-        "stalls", [sys.executable, "-c", STALLS_ON_SIGUSR1], stack.environment | addresses
+        "stalls", [sys.executable, "-c", STALLS_ON_SIGUSR1], stack.environment | old.addresses
     )
     await process.ready(stack.session, f"{old.admin_url}/readyz")
-    stack.servers[0] = type(old)(process, old.grpc_address, old.admin_url)
+    stack.servers[0] = replace(old, process=process)
     await picks_again(stack)

@@ -55,7 +55,7 @@ async def envoys() -> AsyncIterator[Envoys]:
 
 async def listens_to(stack: Stack, sources: int) -> bool:
     """Whether that many sources are in step with their engines."""
-    views = await stack.admin("/debug/sources")
+    views = await stack.debug("/debug/sources")
     return [view["state"] for view in views] == ["EXACT"] * sources
 
 

@@ -30,7 +30,7 @@ async def test_a_repeated_prompt_goes_to_the_pod_that_holds_it(
 
             async def known(prompt: str = prompt) -> bool:
                 body = {"model": "tiny", "prompt": prompt}
-                url = f"{stack.admin_url}/debug/explain?path=/v1/completions"
+                url = f"{stack.servers[0].debug_url}/debug/explain?path=/v1/completions"
                 async with stack.session.post(url, json=body) as reply:
                     page = await reply.json()
                 return any(candidate["depth"] for candidate in page["candidates"])

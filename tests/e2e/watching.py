@@ -113,7 +113,7 @@ async def ask_together(stack: Stack, requests: Sequence[Awaitable[Reply]]) -> li
 
 async def explain(stack: Stack, prompt: str, server: int = 0, filter: str = "") -> dict[str, Any]:
     """`/debug/explain` of a completion with this prompt, among the pods with these labels."""
-    url = f"{stack.servers[server].admin_url}/debug/explain?path=/v1/completions"
+    url = f"{stack.servers[server].debug_url}/debug/explain?path=/v1/completions"
     body = {"model": "tiny", "prompt": prompt}
     async with stack.session.post(url, json=body, headers={"external-filter": filter}) as reply:
         page: dict[str, Any] = await reply.json()
@@ -128,7 +128,7 @@ async def depths(stack: Stack, prompt: str) -> dict[str, int]:
 
 async def sources(stack: Stack, server: int = 0) -> dict[str, dict[str, Any]]:
     """`/debug/sources` by the pod's name; pods here have one rank."""
-    return {_pod_name(one["pod"]): one for one in await stack.admin("/debug/sources", server)}
+    return {_pod_name(one["pod"]): one for one in await stack.debug("/debug/sources", server)}
 
 
 async def caught_up(stack: Stack, server: int = 0) -> None:

@@ -19,6 +19,7 @@ def serve(tmp_path: Path, **environment: str) -> "subprocess.CompletedProcess[st
         "AIBRIX_EXTPROC_ENDPOINTS_FILE": str(pods),
         "AIBRIX_EXTPROC_GRPC_ADDRESS": "127.0.0.1:0",
         "AIBRIX_EXTPROC_ADMIN_ADDRESS": "127.0.0.1:0",
+        "AIBRIX_EXTPROC_DEBUG_ADDRESS": "127.0.0.1:0",
     }
     return subprocess.run(
         [sys.executable, "-m", "aibrix_extproc.cli", "serve"],
@@ -48,6 +49,7 @@ def serve(tmp_path: Path, **environment: str) -> "subprocess.CompletedProcess[st
         ),
         ({"AIBRIX_EXTPROC_GRPC_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_GRPC_ADDRESS"]),
         ({"AIBRIX_EXTPROC_ADMIN_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_ADMIN_ADDRESS"]),
+        ({"AIBRIX_EXTPROC_DEBUG_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_DEBUG_ADDRESS"]),
     ],
 )
 def test_what_cannot_be_used_stops_the_start_with_exit_code_2_and_names_the_variable(

@@ -67,6 +67,8 @@ def test_a_flag_may_be_written_in_several_ways(text: str) -> None:
         ("AIBRIX_EXTPROC_GRPC_ADDRESS", "unix:/run/extproc.sock"),
         ("AIBRIX_EXTPROC_GRPC_ADDRESS", "host:²"),
         ("AIBRIX_EXTPROC_GRPC_ADDRESS", "host:" + "9" * 5000),
+        ("AIBRIX_EXTPROC_DEBUG_HOSTS", "processor:8081"),
+        ("AIBRIX_EXTPROC_DEBUG_HOSTS", "http://processor"),
         ("AIBRIX_EXTPROC_DECISION_TIMEOUT", "9" * 40),
         ("AIBRIX_EXTPROC_DECISION_TIMEOUT", "9" * 400),
         ("AIBRIX_EXTPROC_MAX_BODY_BYTES", "9" * 400),
@@ -100,6 +102,10 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(name: str, value: st
 )
 def test_an_address_may_leave_out_its_host_or_be_ipv6(text: str, address: str) -> None:
     assert read(AIBRIX_EXTPROC_GRPC_ADDRESS=text).grpc_address == address
+
+
+def test_a_list_of_names_is_separated_by_commas() -> None:
+    assert read(AIBRIX_EXTPROC_DEBUG_HOSTS=" A.example, b ,").debug_hosts == ("a.example", "b")
 
 
 def test_a_word_of_a_closed_list_may_be_written_in_any_case() -> None:

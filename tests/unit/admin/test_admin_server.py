@@ -1,77 +1,19 @@
 """The admin port over real HTTP: each page, and each way to get an error."""
 
-import asyncio
-import json
-import logging
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.discovery.registry import Registry
-from aibrix_extproc.errors import ModelNotFound, SettingsError
-from aibrix_extproc.extproc.decides import RouteRequest
-from aibrix_extproc.index.results import IndexStats
-from aibrix_extproc.kvevents.manager import SourceView
+from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
-
-VIEW = SourceView(
-    source=7,
-    pod="default/vllm-0",
-    rank=0,
-    model="llama",
-    state=None,
-    usable=False,
-    sequence=41,
-    lag_s=0.25,
-    placements=1000,
-    pending_bytes=0,
-    event_endpoint="tcp://10.0.0.1:5557",
-)
-
-
-def stats(**by_medium: int) -> IndexStats:
-    return IndexStats(
-        sources=2,
-        blocks=900,
-        placements=sum(by_medium.values()),
-        orphans=3,
-        bytes=123_456,
-        by_medium=by_medium,
-        full_sources=frozenset(),
-        per_source={},
-    )
-
-
-@dataclass
-class World:
-    """What the server asks, settable by a test."""
-
-    views_now: tuple[SourceView, ...] = (VIEW,)
-    stats_now: IndexStats = field(default_factory=lambda: stats(GPU=1000))
-    conditions: dict[str, bool] = field(default_factory=lambda: {"pods_listed": True})
-    asked: list[RouteRequest] = field(default_factory=list)
-    error: Exception | None = None
-
-    def views(self) -> tuple[SourceView, ...]:
-        return self.views_now
-
-    def stats(self) -> IndexStats:
-        return self.stats_now
-
-    async def explain(self, request: RouteRequest) -> dict[str, Any]:
-        self.asked.append(request)
-        if self.error is not None:
-            raise self.error
-        return {"outcome": "picked", "reason": "prefix"}
+from tests.unit.admin.admin_rig import World, stats
 
 
 @pytest.fixture
@@ -90,10 +32,8 @@ async def server(world: World, metrics: Metrics) -> AsyncIterator[AdminServer]:
     registry.replace(
         [Pod("default", "vllm-0", "uid", "10.0.0.1:8000", "llama", adapters=("tales",))]
     )
-    settings = Settings(admin_address="127.0.0.1:0", max_body_bytes=1000)
-    server = AdminServer(
-        settings, metrics, registry, world, world, world, lambda: world.conditions, "core"
-    )
+    settings = Settings(admin_address="127.0.0.1:0", debug_address="127.0.0.1:18081")
+    server = AdminServer(settings, metrics, registry, world, lambda: world.conditions, "core")
     await server.start()
     yield server
     await server.close()
@@ -190,96 +130,6 @@ async def test_models_are_listed_as_openai_lists_them(http: aiohttp.ClientSessio
     }
 
 
-async def test_sources_show_their_state(http: aiohttp.ClientSession) -> None:
-    async with http.get("/debug/sources") as reply:
-        (source,) = await reply.json()
-    assert source["pod"] == "default/vllm-0"
-    assert source["state"] is None
-    assert (source["sequence"], source["lag_s"], source["placements"]) == (41, 0.25, 1000)
-
-
-async def test_explain_asks_with_the_body_as_it_came(
-    http: aiohttp.ClientSession, world: World
-) -> None:
-    body = b'{ "model": "llama",  "messages": [] }'
-    async with http.post("/debug/explain", data=body) as reply:
-        assert reply.status == 200
-        assert await reply.json() == {"outcome": "picked", "reason": "prefix"}
-    (asked,) = world.asked
-    assert (asked.method, asked.path) == ("POST", "/v1/chat/completions")
-    assert asked.body == body
-    assert asked.headers == {}
-    assert asked.subset is None
-
-
-async def test_explain_takes_a_path_and_the_headers_that_choose(
-    http: aiohttp.ClientSession, world: World
-) -> None:
-    async with http.post(
-        "/debug/explain?path=/v1/completions",
-        data=b"{}",
-        headers={"Routing-Strategy": "random", "External-Filter": "a=b", "X-Other": "1"},
-    ):
-        (asked,) = world.asked
-    assert asked.path == "/v1/completions"
-    assert asked.headers == {"routing-strategy": "random", "external-filter": "a=b"}
-
-
-async def test_an_error_of_the_request_is_told_as_a_client_would_see_it(
-    http: aiohttp.ClientSession, world: World
-) -> None:
-    world.error = ModelNotFound("gpt")
-    async with http.post("/debug/explain", data=b"{}") as reply:
-        assert reply.status == 404
-        assert reply.headers["x-error-no-model-backends"] == "gpt"
-        error = (await reply.json())["error"]
-    assert (error["code"], error["param"]) == ("model_not_found", "model")
-
-
-async def test_a_body_at_the_limit_is_explained_and_one_above_it_refused(
-    http: aiohttp.ClientSession, world: World
-) -> None:
-    async with http.post("/debug/explain", data=b"x" * 1000) as reply:
-        assert reply.status == 200
-    async with http.post("/debug/explain", data=b"x" * 1001) as reply:
-        assert reply.status == 413
-        assert (await reply.json())["error"]["code"] == "request_too_large"
-    assert len(world.asked) == 1
-
-
-async def test_a_body_that_is_not_encoded_as_it_says_is_the_askers_error(
-    http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
-    headers = {"content-encoding": "gzip"}
-    async with http.post("/debug/explain", data=b"no gzip", headers=headers) as reply:
-        assert reply.status == 400
-        assert "Content-Encoding" in (await reply.json())["error"]["message"]
-    assert "failed" not in caplog.text
-
-
-async def test_someone_who_leaves_in_the_midst_of_a_body_is_no_failure(
-    server: AdminServer, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
-    handled = asyncio.Event()
-    read = server._body
-
-    async def body(request: web.Request) -> bytes:
-        try:
-            return await read(request)
-        finally:
-            handled.set()
-
-    server._body = body  # type: ignore[method-assign]
-    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"POST /debug/explain HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
-    await writer.drain()
-    writer.close()
-    await asyncio.wait_for(handled.wait(), 10)
-    async with http.get("/healthz") as reply:
-        assert reply.status == 200
-    assert "failed" not in caplog.text
-
-
 async def test_an_unknown_path_is_an_error_that_lists_the_pages(
     http: aiohttp.ClientSession,
 ) -> None:
@@ -287,31 +137,17 @@ async def test_an_unknown_path_is_an_error_that_lists_the_pages(
         assert reply.status == 404
         error = (await reply.json())["error"]
     assert set(error) == {"message", "type", "code", "param"}
-    assert "/debug/sources" in error["message"]
+    assert "/readyz" in error["message"]
 
 
-async def test_a_wrong_method_is_an_error_that_names_the_right_one(
-    http: aiohttp.ClientSession,
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_nothing_is_shown_or_changed_here_and_the_debug_port_is_named(
+    http: aiohttp.ClientSession, method: str
 ) -> None:
-    async with http.get("/debug/explain") as reply:
-        assert reply.status == 405
-        assert reply.headers["allow"] == "POST"
-        assert "POST" in (await reply.json())["error"]["message"]
-
-
-async def test_a_page_that_fails_is_a_500_and_a_line_in_the_log(
-    http: aiohttp.ClientSession, world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    world.error = RuntimeError("broken")
-    with caplog.at_level(logging.ERROR, "aibrix_extproc.admin.server"):
-        async with http.post("/debug/explain", data=b'{"prompt": "secret words"}') as reply:
-            assert reply.status == 500
-            page = json.dumps(await reply.json())
-    assert "broken" not in page
-    assert "broken" in caplog.text
-    assert "secret words" not in caplog.text
-    async with http.get("/healthz") as reply:
-        assert reply.status == 200
+    for path in ("/debug/sources", "/debug/explain", "/debug/levers/shadow", "/debug/"):
+        async with http.request(method, path, json={}) as reply:
+            assert reply.status == 404
+            assert "127.0.0.1:18081" in (await reply.json())["error"]["message"]
 
 
 async def test_an_address_in_use_is_a_settings_error_that_names_the_variable(
@@ -323,8 +159,6 @@ async def test_an_address_in_use_is_a_settings_error_that_names_the_variable(
             Settings(admin_address=address),
             metrics,
             Registry(metrics),
-            world,
-            world,
             world,
             dict,
             "core",
