@@ -19,6 +19,7 @@ from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.breaker import BreakerState
 from aibrix_extproc.tokenizer.client import CallFailed, Client, Reply
 from aibrix_extproc.tokenizer.endpoints import Endpoint, Endpoints
+from aibrix_extproc.tokenizer.race import Race
 from aibrix_extproc.tokenizer.request import (
     TOKENIZE_PATH,
     BadReply,
@@ -32,7 +33,7 @@ from aibrix_extproc.tokenizer.request import (
 from aibrix_extproc.tokenizer.types import Reason, TokenizerUnavailable, Tokens
 
 MAX_FAILURES: Final = 3
-"""Of one prompt: the first endpoint that fails, and two more."""
+"""Of one prompt: the first endpoint that fails or stands still, and two more."""
 
 _ABOUT_THE_BODY: Final = (400, 413, 422)
 _NOT_OFFERED: Final = (401, 403, 404, 405, 501)
@@ -50,6 +51,7 @@ class Asker:
         self._client = client
         self._timeout_s = settings.tokenizer_timeout_s
         self._recovery_s = settings.tokenizer_breaker_cooldown_s
+        self._decision_s = settings.decision_timeout_s
         self._render = settings.tokenizer_render
         self._exclude_tools = settings.exclude_tools_when_tool_choice_none
         self._endpoints = Endpoints(
@@ -57,54 +59,92 @@ class Asker:
             settings.tokenizer_breaker_failures,
             settings.tokenizer_breaker_cooldown_s,
         )
+        self._calls: set[asyncio.Task[Tokens]] = set()
         self._metrics = metrics
         self._latency = {
             api: metrics.tokenizer_latency.labels(api) for api in ("render", "tokenize")
         }
         self._states = StateLog(logging.getLogger("aibrix_extproc.tokenizer"))
 
+    async def close(self) -> None:
+        """Cancel every call, those included for which nobody waits."""
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
     async def ask(
         self, prompt: Prompt, pods: Sequence[str], is_awaited: Callable[[], bool]
     ) -> Tokens:
         """The tokens, from the first endpoint that gives them.
 
-        After a failure another is tried, up to MAX_FAILURES, as long as `is_awaited`. An
-        endpoint that does not know the model costs no such try. Raises TokenizerUnavailable.
+        After a failure another is tried, and where one stands still another is asked beside it;
+        up to MAX_FAILURES, as long as `is_awaited`. An endpoint that does not know the model
+        costs no such try. Raises TokenizerUnavailable.
         """
+        race = Race(self._decision_s)
         tried: set[str] = set()
         failures = 0
         last: CallFailed | None = None
         unknown = False
-        while True:
-            now = time.monotonic()
-            self._endpoints.sweep(now, self._forgotten)
-            chosen = self._endpoints.choose(prompt.model, pods, tried, now)
-            if isinstance(chosen, Reason):
-                raise self._nobody_left(chosen, last, unknown)
-            tried.add(chosen.url)
-            try:
-                return await self._attempt(chosen, prompt)
-            except _ModelUnknown:
-                unknown = True
-            except CallFailed as failure:
-                last = failure
-                failures += 1
-            if last is not None and (failures >= MAX_FAILURES or not is_awaited()):
-                raise TokenizerUnavailable(last.reason, last.detail)
+        reason = self._enter(race, prompt, pods, tried)
+        try:
+            while True:
+                if not race:
+                    raise self._nobody_left(reason, last, unknown)
+                try:
+                    ended = await race.next()
+                except _ModelUnknown:
+                    unknown = True
+                except CallFailed as failure:
+                    last = failure
+                    failures += 1
+                else:
+                    if isinstance(ended, Tokens):
+                        return ended
+                    self._stand_still(ended)
+                tries_left = failures + race.stalls < MAX_FAILURES
+                has_trouble = last is not None or race.stalls > 0
+                if not has_trouble or (tries_left and is_awaited()):
+                    reason = self._enter(race, prompt, pods, tried)
+        finally:
+            race.leave()
+
+    def _enter(
+        self, race: Race, prompt: Prompt, pods: Sequence[str], tried: set[str]
+    ) -> Reason | None:
+        """Begin a call of the next endpoint, or say why there is none to be asked."""
+        now = time.monotonic()
+        self._endpoints.sweep(now, self._forgotten)
+        chosen = self._endpoints.choose(prompt.model, pods, tried, now)
+        if isinstance(chosen, Reason):
+            return chosen
+        tried.add(chosen.url)
+        call = race.enter(chosen, self._attempt(chosen, prompt))
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
+        return None
+
+    def _ended(self, call: "asyncio.Task[Tokens]") -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # of one that lost its race: seen, so that asyncio does not complain
 
     def _nobody_left(
-        self, reason: Reason, last: CallFailed | None, unknown: bool
+        self, reason: Reason | None, last: CallFailed | None, unknown: bool
     ) -> TokenizerUnavailable:
         """The error to raise; what an attempt said goes before what is remembered."""
         if last is not None:
             return TokenizerUnavailable(last.reason, last.detail)
         if unknown:
             return TokenizerUnavailable(Reason.MODEL_UNKNOWN)
+        assert reason is not None  # noqa: S101 - else a call would be under way, or have failed
         self._count(reason)
         return TokenizerUnavailable(reason)
 
     async def _attempt(self, endpoint: Endpoint, prompt: Prompt) -> Tokens:
         """One endpoint's answer. Raises CallFailed, _ModelUnknown, and what `ask` raises."""
+        began = time.monotonic()
         endpoint.in_flight += 1
         endpoint.breaker.begin()
         try:
@@ -114,21 +154,21 @@ class Asker:
             except TimeoutError:
                 raise CallFailed(Reason.TIMEOUT, f"no reply within {self._timeout_s} s") from None
         except CallFailed as failure:
-            self._failed(endpoint, failure)
+            self._failed(endpoint, failure, began)
             raise
         except _ModelUnknown:
-            self._answered(endpoint)
+            self._answered(endpoint, began)
             self._model_unknown(endpoint, prompt.model)
             raise
         except TokenizerUnavailable:
-            self._answered(endpoint)
+            self._answered(endpoint, began)
             raise
         except BaseException:  # cancelled, mostly: it says nothing of the endpoint
             endpoint.breaker.abandon(time.monotonic())
             raise
         finally:
             endpoint.in_flight -= 1
-        self._answered(endpoint)
+        self._answered(endpoint, began)
         self._model_known(endpoint, prompt.model)
         return tokens
 
@@ -187,19 +227,36 @@ class Asker:
         self._latency[api].observe(time.monotonic() - started)
         return reply
 
-    def _failed(self, endpoint: Endpoint, failure: CallFailed) -> None:
+    def _stand_still(self, endpoints: Sequence[Endpoint]) -> None:
+        """They answer nothing: left alone until a trial, or a call under way, is answered."""
         now = time.monotonic()
+        for endpoint in endpoints:
+            if not endpoint.breaker.allows(now) and endpoint.breaker.state is BreakerState.OPEN:
+                continue
+            self._count(Reason.STALLED)
+            endpoint.breaker.trip(now)
+            endpoint.last_failure = now
+            why = f"{Reason.STALLED}: it takes calls and answers none"
+            self._states.changed(_name(endpoint), "left alone for a while", why)
+        self._gauge()
+
+    def _failed(self, endpoint: Endpoint, failure: CallFailed, began: float) -> None:
+        now = time.monotonic()
+        if failure.reason is not Reason.TIMEOUT:
+            endpoint.answered(began, now)
         self._count(failure.reason)
         endpoint.breaker.fail(now)
         endpoint.last_failure = now
-        state = "failing" if endpoint.breaker.allows(now) else "left alone for a while"
+        is_asked = endpoint.breaker.state is BreakerState.CLOSED
+        state = "failing" if is_asked else "left alone for a while"
         why = f"{failure.reason}: {failure.detail}"
         if self._states.changed(_name(endpoint), state, why):
             self._gauge()
 
-    def _answered(self, endpoint: Endpoint) -> None:
+    def _answered(self, endpoint: Endpoint, began: float) -> None:
         """It works. Said in the log only after a while, lest one that wavers fill it."""
         was_left_alone = endpoint.breaker.state is not BreakerState.CLOSED
+        endpoint.answered(began, time.monotonic())
         endpoint.breaker.succeed()
         if was_left_alone:
             self._gauge()

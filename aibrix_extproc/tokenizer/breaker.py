@@ -6,6 +6,8 @@ A plain state machine. It knows no endpoint, and its clock is the `now` that is 
     closed ──N failures in a row──► open ──cooldown──► half-open (one trial)
        ▲                              ▲                     │
        └────────── success ───────────┴────── failure ──────┘
+
+`trip` opens it from closed and half-open alike.
 """
 
 from enum import StrEnum
@@ -51,6 +53,12 @@ class Breaker:
         if self.state is BreakerState.OPEN:
             return
         if self.state is BreakerState.HALF_OPEN or self._in_a_row >= self._limit:
+            self.state = BreakerState.OPEN
+            self._retry_at = now + self._cooldown_s
+
+    def trip(self, now: float) -> None:
+        """It stands still: open at once, without waiting for N calls to fail."""
+        if self.state is not BreakerState.OPEN:
             self.state = BreakerState.OPEN
             self._retry_at = now + self._cooldown_s
 

@@ -22,6 +22,8 @@ NO_RENDER_S: Final = 300.0
 
 FORGET_AFTER_S: Final = 600.0
 MAX_ENDPOINTS: Final = 4096
+_FADING: Final = 0.9
+"""Of `slowest_s` with each answer: a long prompt is forgotten after some twenty short ones."""
 _MAX_UNKNOWN_MODELS: Final = 256  # of one endpoint
 _SWEEP_S: Final = 60.0
 
@@ -41,6 +43,12 @@ class Endpoint:
     """Path of a render → until when it is taken not to exist."""
     last_used: float = 0.0
     last_failure: float = float("-inf")
+    last_answer: float = float("-inf")
+    """When a call of it last ended with a reply, whatever it said."""
+    slowest_s: float = 0.0
+    """About the longest that its calls took of late."""
+    has_witness: bool = False
+    """A call goes on there for which nobody waits, to see whether it answers at all."""
 
     def at(self, path: str) -> URL:
         """The full URL of a path of this endpoint."""
@@ -60,6 +68,20 @@ class Endpoint:
     def knows(self, model: str, now: float) -> bool:
         """False where it said lately that it does not serve the model."""
         return now >= self.unknown_models.get(model, now)
+
+    def answered(self, began: float, now: float) -> None:
+        """A call that began at `began` got a reply."""
+        self.last_answer = now
+        self.slowest_s = max(now - began, _FADING * self.slowest_s)
+
+    def stands_still(self, began: float, now: float, stall_s: float, most_s: float) -> bool:
+        """Whether a call that began at `began` waits at an endpoint that hangs.
+
+        It does where nothing at all was answered for `stall_s`, or for twice as long as its calls
+        took of late, up to `most_s`. So what is merely slow, or works off a queue, does not.
+        """
+        patience_s = min(max(stall_s, 2 * self.slowest_s), most_s)
+        return now - max(began, self.last_answer) >= patience_s
 
     def forget_model(self, model: str, now: float) -> None:
         """It does not serve the model."""

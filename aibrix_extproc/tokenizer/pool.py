@@ -64,8 +64,10 @@ class TokenizerPool:
 
     async def close(self) -> None:
         """Cancel what is under way (its waiters get CLOSED) and close all connections."""
-        self._asker = None
+        asker, self._asker = self._asker, None
         await self._flights.close()
+        if asker is not None:
+            await asker.close()
         if self._client is not None:
             await self._client.close()
 

@@ -42,6 +42,9 @@ class Reason(StrEnum):
     """The caller's time was over. The call may go on and fill the cache."""
     TIMEOUT = "timeout"
     """An endpoint did not answer, or not connect, in time."""
+    STALLED = "stalled"
+    """Counted only: an endpoint takes calls and answers none. It is left alone from then on, and
+    another is asked beside it."""
     REFUSED = "refused"
     """No connection to an endpoint."""
     DISCONNECTED = "disconnected"
