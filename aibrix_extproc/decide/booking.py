@@ -14,7 +14,7 @@ from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
-from aibrix_extproc.routing.types import Decision
+from aibrix_extproc.routing.types import Candidate, Decision
 from aibrix_extproc.routing.words import match_bucket
 from aibrix_extproc.routing.words import selection as selection_of
 from aibrix_extproc.settings import Settings
@@ -94,18 +94,18 @@ class Booking:
         chosen, name = decision.chosen, plan.served.name
 
         def learned(tokens: Tokens) -> None:
-            self._promise(plan, chosen.candidate.source, tokens.ids)
+            self._promise(plan, chosen.candidate, tokens.ids)
             if self._settings.decision_metrics:
                 self._metrics.prompt_tokens.labels(name).inc(len(tokens.ids))
                 self._metrics.matched_tokens.labels(name).inc(chosen.reusable_tokens)
 
         return learned
 
-    def _promise(self, plan: Plan, source: int, ids: "array[int]") -> None:
-        try:
-            size = self._index.block_size(source) or DEFAULT_BLOCK_SIZE
-        except KeyError:  # its pod went meanwhile
-            return
+    def _promise(self, plan: Plan, candidate: Candidate, ids: "array[int]") -> None:
+        if candidate not in self._manager.candidates((candidate.pod,)):
+            return  # it went meanwhile; the index may not know that yet
+        source = candidate.source
+        size = self._index.block_size(source) or DEFAULT_BLOCK_SIZE
         keys = self._index.block_keys(
             ids, size, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
         )
