@@ -18,6 +18,7 @@ use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 
 /// Blocks that may be touched before the source's lock is offered to others.
 const STRETCH_BLOCKS: i64 = 64;
@@ -31,6 +32,8 @@ pub struct Source {
     pub model: Box<[u8]>,
     pub lora_id: Option<i128>,
     pub lora_name: Option<Box<[u8]>>,
+    /// The seed of its hashes' names; changed by an import, before anything is applied.
+    pub naming: AtomicU64,
     pub present: Mutex<Present>,
 }
 

@@ -186,7 +186,13 @@ impl Entries {
 
     /// Every entry's key.
     pub fn keys(&self) -> impl Iterator<Item = u64> {
-        self.all.iter().filter(|entry| entry.kept != FREE).map(|entry| entry.key)
+        self.pairs().map(|(_, key)| key)
+    }
+
+    /// Every entry's name and key, in no order.
+    pub fn pairs(&self) -> impl Iterator<Item = (u64, u64)> {
+        let used = self.all.iter().filter(|entry| entry.kept != FREE);
+        used.map(|entry| (self.names.name_of(entry.kept), entry.key))
     }
 }
 
@@ -224,10 +230,7 @@ mod tests {
             assert_eq!(entries.used, naive.len());
         }
         assert!(naive.iter().all(|(&name, &key)| entries.get(name) == Some(key)));
-        let mut keys: Vec<u64> = entries.keys().collect();
-        let mut expected: Vec<u64> = naive.into_values().collect();
-        keys.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(keys, expected);
+        assert_eq!(entries.pairs().collect::<HashMap<u64, u64>>(), naive);
+        assert_eq!(entries.keys().count(), naive.len());
     }
 }

@@ -10,6 +10,7 @@ use crate::keys::{self, Adapter};
 use crate::lookup::{Question, Walk};
 use crate::model::{Model, Usage};
 use crate::names::Names;
+use crate::snapshot::{self, Refused};
 use crate::state::{GPU, State};
 use parking_lot::{Mutex, RwLock};
 use std::cell::RefCell;
@@ -20,6 +21,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// No source has this number.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownSource;
+
+/// Why an import came to nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotImported {
+    UnknownSource,
+    Refused(Refused),
+}
 
 /// The size of the index at one moment.
 #[derive(Default, Debug)]
@@ -83,6 +91,7 @@ impl Index {
             model: model.into(),
             lora_id,
             lora_name: lora_name.map(Into::into),
+            naming: AtomicU64::new(self.names.naming()),
             present: Mutex::new(Present {
                 state: State::new(number, of_source, self.names),
                 replaced: 0,
@@ -133,11 +142,25 @@ impl Index {
     pub fn apply(&self, number: u64, payload: &[u8]) -> Result<Applied, UnknownSource> {
         let source = self.source(number)?;
         Ok(LISTS.with_borrow_mut(|lists| {
-            let batch = events::decode(payload, &self.names, lists);
+            let names = self.names.with_naming(source.naming.load(Ordering::Relaxed));
+            let batch = events::decode(payload, &names, lists);
             let applied = Application::run(&source, &batch, lists, self.max_orphans);
             lists.clear();
             applied
         }))
+    }
+
+    /// All that `apply` needs of a source to go on elsewhere. Call it between two batches.
+    pub fn export_source(&self, number: u64) -> Result<Vec<u8>, UnknownSource> {
+        Ok(snapshot::export(&*self.source(number)?))
+    }
+
+    /// Make a source that was just added hold what an exported one did; see `snapshot`.
+    pub fn import_source(&self, number: u64, data: &[u8]) -> Result<(), NotImported> {
+        let source = self.source(number).map_err(|UnknownSource| NotImported::UnknownSource)?;
+        snapshot::decode(data)
+            .and_then(|saved| snapshot::import(&source, &saved, self.max_orphans))
+            .map_err(NotImported::Refused)
     }
 
     /// Tokens per block of the last GPU block placed.

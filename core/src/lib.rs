@@ -17,6 +17,7 @@ pub mod names;
 mod orphans;
 pub mod reasons;
 mod sets;
+pub mod snapshot;
 mod state;
 mod table;
 pub mod wire;

@@ -59,6 +59,10 @@ impl Orphans {
         self.by_age.is_empty()
     }
 
+    pub fn oldest_first(&self) -> impl Iterator<Item = &Parked> {
+        self.by_age.values()
+    }
+
     pub fn awaits(&self, parent: u64) -> bool {
         self.by_parent.contains_key(&parent)
     }

@@ -11,8 +11,9 @@ mod prompt;
 mod token_ids;
 
 use crate::apply;
-use crate::index::{self, Index, UnknownSource};
+use crate::index::{self, Index, NotImported, UnknownSource};
 use crate::reasons;
+use crate::snapshot::Refused;
 use prompt::{Text, Tokens};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyValueError};
@@ -123,6 +124,38 @@ impl PrefixIndex {
         };
         let applied = source.known(|number| py.detach(|| self.index.apply(number, bytes)))?;
         applied_to_python(py, &applied)
+    }
+
+    /// All that `apply` needs of a source to go on elsewhere. KeyError if unknown.
+    fn export_source<'py>(&self, py: Python<'py>, source: Number) -> PyResult<Bound<'py, PyBytes>> {
+        let data = source.known(|number| py.detach(|| self.index.export_source(number)))?;
+        Ok(PyBytes::new(py, &data))
+    }
+
+    /// Make a source that was just added hold what an exported one did. KeyError if unknown,
+    /// ValueError for what is no export.
+    fn import_source(
+        &self,
+        py: Python<'_>,
+        source: Number,
+        data: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let copied;
+        let bytes = match data.cast::<PyBytes>() {
+            Ok(bytes) => bytes.as_bytes(),
+            Err(_) => {
+                copied = prompt::copy_of(&data)?;
+                &copied[..]
+            }
+        };
+        let imported = source.known(|number| {
+            py.detach(|| match self.index.import_source(number, bytes) {
+                Ok(()) => Ok(None),
+                Err(NotImported::Refused(Refused(why))) => Ok(Some(why)),
+                Err(NotImported::UnknownSource) => Err(UnknownSource),
+            })
+        })?;
+        imported.map_or(Ok(()), |why| Err(PyValueError::new_err(why)))
     }
 
     /// Tokens per block of the last GPU block placed; None before one. KeyError if unknown.

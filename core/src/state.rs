@@ -21,15 +21,15 @@ use std::sync::Arc;
 /// The medium that counts for depth, and that an event without one means.
 pub const GPU: &str = "GPU";
 /// Groups are numbered below this.
-const MAX_GROUPS: i128 = 64;
+pub const MAX_GROUPS: i128 = 64;
 /// Of one source: bounds how many slots a hostile one can take.
-const MAX_SHELVES: usize = 64;
+pub const MAX_SHELVES: usize = 64;
 const INDEXED_KINDS: [&str; 3] = ["full_attention", "mla_attention", "sink_full_attention"];
 
 /// One (medium, group), and the blocks that stand there.
 pub struct Shelf {
     pub medium: Box<str>,
-    group: u8,
+    pub group: u8,
     slot: Slot,
     info: Arc<SlotInfo>,
     /// Tokens per block of the last block placed here; 0 before one.
@@ -41,6 +41,18 @@ pub struct Shelf {
     twins: HashMap<u64, u64>,
     /// All copies of all blocks.
     pub placements: u64,
+}
+
+impl Shelf {
+    /// (name, key) of every block, in no order.
+    pub fn blocks(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.blocks.pairs()
+    }
+
+    /// (name, copies beyond the first) of blocks that have some, in no order.
+    pub fn more(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.more.iter().map(|(&name, &copies)| (name, copies))
+    }
 }
 
 /// Groups whose kind was named, and those of them that keep every block of a prefix.
@@ -87,6 +99,27 @@ impl State {
     /// An empty state of the same source.
     pub fn emptied(&self) -> Self {
         State::new(self.source, self.model.clone(), self.names)
+    }
+
+    /// Nothing was said of it yet.
+    pub fn is_blank(&self) -> bool {
+        self.shelves.is_empty()
+            && self.kinds.named == 0
+            && self.orphans.is_empty()
+            && self.lookahead == 0
+    }
+
+    /// Groups that named a kind, and those of them that are indexed; a bit each.
+    pub fn kinds(&self) -> (u64, u64) {
+        (self.kinds.named, self.kinds.indexed)
+    }
+
+    pub fn set_kinds(&mut self, named: u64, indexed: u64) {
+        self.kinds = Kinds { named, indexed };
+    }
+
+    pub fn lookahead(&self) -> u64 {
+        self.lookahead
     }
 
     /// The state after AllBlocksCleared: empty, with the same groups and block sizes.
@@ -158,7 +191,8 @@ impl State {
         })
     }
 
-    fn add_shelf(&mut self, medium: &str, group: u8) -> usize {
+    /// A new one, of a place that has none yet.
+    pub fn add_shelf(&mut self, medium: &str, group: u8) -> usize {
         let (slot, info) = self.model.take_slot(self.source, self.lookahead);
         let number = self.shelves.len();
         self.shelves.push(Shelf {

@@ -1,13 +1,15 @@
-//! Hostile bytes: seeded damage to payloads of every kind, against `apply`.
+//! Hostile bytes: seeded damage to payloads of every kind, against `apply`, and to exports of
+//! sources, against `import_source`.
 //!
-//! No payload may panic, allocate more than a fixed multiple of its own size, reach another
+//! No bytes may panic, allocate more than a fixed multiple of their own size, reach another
 //! source, or leave anything behind a clear. A moment by default; `AIBRIX_FUZZ_SECONDS` for longer,
 //! with another seed each time, which is printed. `AIBRIX_FUZZ_SEED` repeats one.
 
-use aibrix_core::index::Index;
+use aibrix_core::index::{Index, NotImported};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Counts what this thread allocates.
 struct Counting;
@@ -198,8 +200,8 @@ fn allowance(payload: &[u8]) -> usize {
     256 * 1024 + 200 * payload.len()
 }
 
-#[test]
-fn no_bytes_panic_or_take_more_than_they_justify() {
+/// A generator and when to end: at once, but for as long as AIBRIX_FUZZ_SECONDS says.
+fn begin() -> (Random, Instant) {
     let seconds: Option<u64> =
         std::env::var("AIBRIX_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
     let fresh = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64);
@@ -209,8 +211,12 @@ fn no_bytes_panic_or_take_more_than_they_justify() {
         None => 1,
     };
     println!("AIBRIX_FUZZ_SEED={seed}");
-    let mut random = Random(seed);
-    let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
+    (Random(seed), Instant::now() + Duration::from_secs(seconds.unwrap_or(0)))
+}
+
+#[test]
+fn no_bytes_panic_or_take_more_than_they_justify() {
+    let (mut random, end) = begin();
     let mut payloads = 0u64;
     while payloads < 30_000 || Instant::now() < end {
         payloads += history(&mut random);
@@ -255,4 +261,62 @@ fn history(random: &mut Random) -> u64 {
     let stats = index.stats();
     assert_eq!((stats.blocks, stats.placements, stats.bytes), (0, 0, 0));
     PAYLOADS
+}
+
+/// Damage to an export, sealed again with a right checksum now and then.
+fn damaged(random: &mut Random, export: &[u8]) -> Vec<u8> {
+    let mut out = export.to_vec();
+    let sealed = random.below(8) > 0;
+    if sealed {
+        out.truncate(out.len() - 8);
+    }
+    for _ in 0..1 + random.below(3) {
+        let at = random.below(out.len());
+        match random.below(4) {
+            0 => out[at] ^= 1 << random.below(8),
+            1 => out[at] = [0, 1, 0x7f, 0xff][random.below(4)],
+            2 => out.truncate(at.max(1)),
+            // Counts of billions.
+            _ => out[at..].iter_mut().take(1 + random.below(8)).for_each(|byte| *byte = 0xff),
+        }
+    }
+    if sealed {
+        let checksum = xxh3_64(&out);
+        out.extend_from_slice(&checksum.to_le_bytes());
+    }
+    out
+}
+
+#[test]
+fn no_export_panics_or_takes_more_than_it_justifies() {
+    let (mut random, end) = begin();
+    let (mut taken, mut refused) = (0u64, 0u64);
+    while taken + refused < 20_000 || Instant::now() < end {
+        let index = Index::new(0, 16);
+        let source = index.add_source(b"m", None, None);
+        for _ in 0..20 {
+            index.apply(source, &payload(&mut random)).unwrap();
+        }
+        let export = index.export_source(source).unwrap();
+        for _ in 0..100 {
+            let bytes = damaged(&mut random, &export);
+            let number = index.add_source(b"m", None, None);
+            ALLOCATED.set(0);
+            match index.import_source(number, &bytes) {
+                Ok(()) => taken += 1,
+                Err(NotImported::Refused(_)) => refused += 1,
+                Err(NotImported::UnknownSource) => panic!("it is there"),
+            }
+            let allocated = ALLOCATED.get();
+            assert!(allocated <= allowance(&bytes), "{allocated} bytes for {bytes:02x?}");
+            index.apply(number, &payload(&mut random)).unwrap();
+            index.remove_source(number).unwrap();
+        }
+        assert_eq!(index.export_source(source).unwrap(), export);
+        index.remove_source(source).unwrap();
+        let stats = index.stats();
+        assert_eq!((stats.blocks, stats.placements, stats.bytes), (0, 0, 0));
+    }
+    println!("{taken} exports taken, {refused} refused");
+    assert!(taken > 0 && refused > 0);
 }

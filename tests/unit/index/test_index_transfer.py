@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from tests.backends import BACK_ENDS, NewIndex
+from tests.backends import BACK_ENDS, NewIndex, needs_core
 from tests.events import batch, cleared, removed, stored
 from tests.index_histories import (
     ADAPTERS,
@@ -21,7 +21,6 @@ from tests.index_histories import (
     next_payload,
 )
 
-EXPORTING = [name for name, index in BACK_ENDS.items() if hasattr(index, "export_source")]
 MODEL = "m"
 PROMPT = list(range(16))
 U64 = 2**64 - 1
@@ -34,13 +33,7 @@ def transferred(index: Any, to: Any, source: int, **adapter: Any) -> int:
     return int(number)
 
 
-@pytest.fixture(params=EXPORTING)
-def new_index(request: pytest.FixtureRequest) -> NewIndex:
-    """The class of the index that exports."""
-    return BACK_ENDS[request.param]
-
-
-@pytest.fixture(params=EXPORTING)
+@pytest.fixture(params=["reference", pytest.param("core", marks=needs_core)])
 def other_index(request: pytest.FixtureRequest) -> NewIndex:
     """The class of the index that imports."""
     return BACK_ENDS[request.param]
