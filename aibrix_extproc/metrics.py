@@ -102,6 +102,11 @@ class Metrics:
             "Requests routed by load because their tokens were not known, by reason.",
             "reason",
         )
+        self.decision_basis = self._counter(
+            "aibrix_extproc_decision_basis_total",
+            "Picks by what they rest on: prefix, or load alone and why. The sum is all picks.",
+            "basis",
+        )
         self.report_mode = self._counter(
             "aibrix_extproc_report_mode_requests_total",
             "Requests that make the engine announce its hits again (kv_cache_report_mode: full).",

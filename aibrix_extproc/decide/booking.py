@@ -6,6 +6,7 @@ Owns what is written after the choice. How the choice was made is not its busine
 from array import array
 from collections.abc import Callable
 
+from aibrix_extproc.decide.basis import basis
 from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
@@ -68,6 +69,8 @@ class Booking:
     ) -> None:
         """Count a decision that began at `started`."""
         metrics, model = self._metrics, plan.served.name
+        rests_on = basis(plan, tokens, view, decision, self._is_out_of_step)
+        metrics.decision_basis.labels(rests_on).inc()
         if tokens.fallback is not None:
             metrics.fallbacks.labels(tokens.fallback).inc()
         if plan.parsed.report_mode:
@@ -100,6 +103,10 @@ class Booking:
                 self._metrics.matched_tokens.labels(name).inc(chosen.reusable_tokens)
 
         return learned
+
+    def _is_out_of_step(self, candidate: Candidate) -> bool:
+        source = candidate.source
+        return self._manager.sends_events(source) and not self._manager.usable(source)
 
     def _promise(self, plan: Plan, candidate: Candidate, ids: "array[int]") -> None:
         if candidate not in self._manager.candidates((candidate.pod,)):

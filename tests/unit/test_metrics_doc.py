@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from aibrix_extproc.decide.basis import Basis
 from aibrix_extproc.errors import RequestError
 from aibrix_extproc.index.results import SKIP_REASONS
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
@@ -57,6 +58,7 @@ def test_every_metric_has_a_meaning_and_something_to_do() -> None:
     [
         ("aibrix_kv_skipped_events_total", list(SKIP_REASONS)),
         ("aibrix_kv_source_clears_total", list(ClearReason)),
+        ("aibrix_extproc_decision_basis_total", list(Basis)),
         ("aibrix_kv_source_state", list(SourceState)),
         ("aibrix_kv_bad_frames_total", list(BadFrame)),
         ("aibrix_extproc_tokenizer_failures_total", list(REASONS)),
