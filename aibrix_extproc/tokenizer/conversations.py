@@ -49,6 +49,7 @@ Assumed, and not provable:
 """
 
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -162,7 +163,7 @@ class Conversations:
         if claim is not None and common_tokens(claim.ids, ids) < len(claim.ids):
             frame.lost_until = now + DISTRUST_S
             frame.shapes.clear()
-            self._memory.drop_frame(outline.frame)
+            self._memory.drop_frames((outline.frame,))
             return False
         if now < frame.lost_until:
             return True
@@ -173,6 +174,12 @@ class Conversations:
             if known.full - length <= ENDING_TOKENS:
                 self._memory.share(known, record, length)
         return True
+
+    def forget(self, frames: Container[bytes]) -> None:
+        """Forget these frames, and what was believed of them."""
+        self._memory.drop_frames(frames)
+        for frame in [frame for frame in self._frames if frame in frames]:
+            del self._frames[frame]
 
     def clear(self) -> None:
         """Forget everything, and what was believed."""

@@ -5,7 +5,9 @@ Joins the pure `conversations` with a clock, metrics and the log. Knows no endpo
 
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from aibrix_extproc.errors import printable
 from aibrix_extproc.extproc.openai import Prompt
@@ -17,6 +19,9 @@ from aibrix_extproc.tokenizer.conversations import Claim, Conversations
 from aibrix_extproc.tokenizer.outline import Outline, outline
 from aibrix_extproc.tokenizer.trust import DISTRUST_S
 from aibrix_extproc.tokenizer.types import Prefix
+
+_MAX_FRAMES: Final = 5000
+"""Of one model: as many different tools or template arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class KnownPrefixes:
         )
         self._last: tuple[bytes, Glimpse | None] = (b"", None)
         self._wrong_at: dict[str, float] = {}
+        self._frames: dict[str, set[bytes]] = {}
+        """Model → frames learned of it; forgotten with the model, or where there are too many."""
         self._states = StateLog(logging.getLogger("aibrix_extproc.tokenizer"))
 
     def glimpse(self, prompt: Prompt) -> Glimpse | None:
@@ -79,6 +86,7 @@ class KnownPrefixes:
             return
         now = time.monotonic()
         self._last = (b"", None)
+        self._note_frame(prompt.model, glimpse.sketch.frame)
         is_right = self._conversations.learn(glimpse.sketch, ids, now, glimpse.claim)
         self._metrics.conversation_cache_bytes.set(self._conversations.size_bytes)
         name = f"known prefixes of {printable(prompt.model)}"
@@ -93,8 +101,20 @@ class KnownPrefixes:
             del self._wrong_at[prompt.model]
             self._states.changed(name, "ok")
 
-    def flush(self) -> None:
-        """Forget everything."""
+    def _note_frame(self, model: str, frame: bytes) -> None:
+        frames = self._frames.setdefault(model, set())
+        frames.add(frame)
+        if len(frames) > _MAX_FRAMES:  # tools that never come again: their prompts go with them
+            self._conversations.forget(frames - {frame})
+            self._frames[model] = {frame}
+
+    def flush(self, models: Collection[str] | None = None) -> None:
+        """Forget everything, or all of these models."""
         self._last = (b"", None)
-        self._conversations.clear()
-        self._metrics.conversation_cache_bytes.set(0)
+        if models is None:
+            self._frames.clear()
+            self._conversations.clear()
+        else:
+            for model in models:
+                self._conversations.forget(self._frames.pop(model, set()))
+        self._metrics.conversation_cache_bytes.set(self._conversations.size_bytes)

@@ -8,7 +8,7 @@ is asked, and how, is for `asking`. Lives on one event loop; not thread-safe.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -147,12 +147,18 @@ class TokenizerPool:
         assert flight.task is not None  # noqa: S101 - set by start
         flight.task.add_done_callback(ended)
 
-    def flush(self) -> None:
-        """Empty the cache, forget conversations. Calls under way still answer, but are not kept."""
+    def flush(self, models: Collection[str] | None = None) -> None:
+        """Forget all tokens and conversations, or those of prompts for these models.
+
+        Calls under way, whatever their model, still answer, but are not kept.
+        """
         self._generation += 1
-        self._cache.clear()
-        self._known.flush()
-        self._metrics.tokenizer_cache_bytes.set(0)
+        if models is None:
+            self._cache.clear()
+        else:
+            self._cache.drop_models(models)
+        self._known.flush(models)
+        self._metrics.tokenizer_cache_bytes.set(self._cache.bytes)
 
     def _begin(self, asker: Asker, prompt: Prompt, pods: Sequence[str]) -> Flight:
         generation = self._generation
@@ -161,7 +167,7 @@ class TokenizerPool:
         async def call(flight: Flight) -> Tokens:
             tokens = await asker.ask(prompt, pods, flight.is_awaited)
             if generation == self._generation:
-                self._cache.put(prompt.cache_key, tokens.ids, time.monotonic())
+                self._cache.put(prompt.cache_key, tokens.ids, time.monotonic(), prompt.model)
                 self._metrics.tokenizer_cache_bytes.set(self._cache.bytes)
                 self._known.learn(prompt, glimpse, tokens.ids)
             return tokens

@@ -14,7 +14,7 @@ the garbage collector does not visit (`gc=False`): as dataclasses they made one 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 import msgspec
@@ -152,9 +152,9 @@ class Recollection:
         self._unuse(record.kept)
         record.kept, record.length, record.stored_at = longer.kept, length, longer.stored_at
 
-    def drop_frame(self, frame: bytes) -> None:
-        """Forget every prompt of a frame."""
-        for key in [key for key, record in self._records.items() if record.frame == frame]:
+    def drop_frames(self, frames: Container[bytes]) -> None:
+        """Forget every prompt of these frames."""
+        for key in [key for key, record in self._records.items() if record.frame in frames]:
             self._drop(key)
 
     def clear(self) -> None:
