@@ -41,6 +41,7 @@ _REPLAY_RESULTS: Final = (
     Notice.REPLAY_FAILED,
     Notice.NO_REPLAY_PORT,
 )
+_MAYBE_ANOTHER_ENGINE: Final = (ClearReason.RESTART, ClearReason.UNPROVEN, ClearReason.LOST)
 _GOOD_STATES: Final = (SourceState.EXACT, SourceState.SYNCING)
 
 
@@ -72,8 +73,10 @@ class Feed:
         metrics: Metrics,
         on_clear: Callable[[int], None],
         resume: Checkpoint | None = None,
+        on_new_engine: Callable[[str], None] = lambda pod: None,
     ) -> None:
-        """`resume`: the index holds already what the source held there."""
+        """`resume`: the index holds already what the source held there. `on_new_engine(pod)`: for
+        all that is known, another engine process is behind it now."""
         self.source = source
         self.pod = pod
         self.rank = rank
@@ -82,6 +85,7 @@ class Feed:
         self._index = index
         self._metrics = metrics
         self._on_clear = on_clear
+        self._on_new_engine = on_new_engine
         self._lock = threading.Lock()
         self._stopped = False
         self._labels = (pod, str(rank.rank))
@@ -229,6 +233,8 @@ class Feed:
                 self._index.clear_source(self.source)
                 self._metrics.source_clears.labels(reason).inc()
                 self._on_clear(self.source)
+                if reason in _MAYBE_ANOTHER_ENGINE:
+                    self._on_new_engine(self.pod)
             case AskReplay(ask, start):
                 line.ask(ask, start)
             case CancelReplay(ask):

@@ -73,17 +73,22 @@ class SourceManager:
         metrics: Metrics,
         on_clear: Callable[[int], None],
         on_remove: Callable[[int], None] = lambda source: None,
+        on_new_engine: Callable[[str], None] = lambda pod: None,
     ) -> None:
         """`on_clear(source)`: what is predicted of it is void. Called from any thread.
 
         `on_remove(source)`: it is gone for good. Called on the registry's thread, after
         `on_clear`.
+
+        `on_new_engine(pod)`: the engine of `namespace/name` started anew, or may have. Called
+        from any thread.
         """
         self._index = index
         self._settings = settings
         self._metrics = metrics
         self._on_clear = on_clear
         self._on_remove = on_remove
+        self._on_new_engine = on_new_engine
         self._pods: dict[str, _Tracked] = {}
         self._sweeper = ThreadPoolExecutor(1, "index-sweeper")
         self._subscriber: Subscriber | None = None
@@ -158,7 +163,9 @@ class SourceManager:
         """Follow all sources that send events, those of later pods too. Once is enough."""
         if self._subscriber is not None or not self._settings.kv_event_sync:
             return
-        self._subscriber = Subscriber(self._index, self._settings, self._metrics, self._on_clear)
+        self._subscriber = Subscriber(
+            self._index, self._settings, self._metrics, self._on_clear, self._on_new_engine
+        )
         for tracked in self._pods.values():
             for rank, source in tracked.sources.items():
                 self._follow(tracked.pod, rank, source)
@@ -189,6 +196,16 @@ class SourceManager:
     def sends_events(self, source: int) -> bool:
         """It is followed now."""
         return self._subscriber is not None and self._subscriber.feed(source) is not None
+
+    def state(self, source: int) -> SourceState | None:
+        """Of a source that is followed; None for any other."""
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        return None if feed is None else feed.sync.state
+
+    def sequence(self, source: int) -> int | None:
+        """Number of the last batch applied of a source; None before the first."""
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        return None if feed is None else feed.sync.sequence
 
     def synced(self) -> bool:
         """Every source that sends events has got past its first sync, or is LOST."""

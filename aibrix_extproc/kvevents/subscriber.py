@@ -317,12 +317,14 @@ class Subscriber:
         settings: Settings,
         metrics: Metrics,
         on_clear: Callable[[int], None],
+        on_new_engine: Callable[[str], None] = lambda pod: None,
     ) -> None:
-        """Starts its threads. `on_clear(source)` is called from them."""
+        """Starts its threads. `on_clear(source)` and `on_new_engine(pod)` are called from them."""
         self._index = index
         self._settings = settings
         self._metrics = metrics
         self._on_clear = on_clear
+        self._on_new_engine = on_new_engine
         self._context = new_context()
         self._feeds: dict[int, tuple[Feed, Reader]] = {}
         self._readers = [
@@ -351,6 +353,7 @@ class Subscriber:
             self._metrics,
             self._on_clear,
             resume,
+            self._on_new_engine,
         )
         reader = min(self._readers, key=lambda r: r.sources)
         reader.sources += 1
