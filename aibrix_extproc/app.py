@@ -15,9 +15,11 @@ from collections.abc import Mapping
 
 import grpc
 
+from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.server import AdminServer
+from aibrix_extproc.agreement.service import AgreementService
 from aibrix_extproc.decide import Decider
 from aibrix_extproc.discovery.endpoints_file import EndpointsFile
 from aibrix_extproc.discovery.kubernetes import KubernetesPods
@@ -66,10 +68,18 @@ class App:
         self.predictions = Predictions(settings.prediction_max_blocks)
         self.ledger = Ledger(settings.reservation_limit_s)
         self.manager = SourceManager(
-            self.index, settings, self.metrics, self.predictions.drop, self.ledger.forget
+            self.index,
+            settings,
+            self.metrics,
+            self._emptied,
+            self.ledger.forget,
+            self._new_engine,
         )
         self.tokenizer = TokenizerPool(settings, self.metrics)
         self.decider = self._decider()
+        self.agreement = AgreementService(
+            settings, self.metrics, self.registry, self.decider.agreement, self.tokenizer.flush
+        )
         self.health = Health()
         self.processor = Processor(settings, self.metrics, self.decider)
         self.admin = AdminServer(
@@ -81,7 +91,11 @@ class App:
             index_backend=self.index_backend,
         )
         self.debug = DebugServer(
-            settings, [InsightPages(self.manager, self.decider, settings.max_body_bytes)]
+            settings,
+            [
+                InsightPages(self.manager, self.decider, settings.max_body_bytes),
+                AgreementPages(self.decider.agreement),
+            ],
         )
         self.probe = Probe(self.registry, settings, self.metrics)
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
@@ -97,6 +111,16 @@ class App:
         self._draining = False
         self._readiness_task: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
+
+    def _emptied(self, source: int) -> None:
+        """What a source held is void: what was predicted of it, and what its events were to
+        confirm. From any thread."""
+        self.predictions.drop(source)
+        self.decider.agreement.emptied(source)
+
+    def _new_engine(self, pod: str) -> None:
+        """The engine of a pod is another one, or may be. From any thread."""
+        self.agreement.new_engine(pod)
 
     def _open_index(self) -> tuple[Backend, PrefixIndex]:
         settings = self.settings
@@ -137,6 +161,7 @@ class App:
         await self.tokenizer.start()
         await self.discovery.start()
         await self.probe.start()
+        await self.agreement.start()
         await self._serve()
         await self.admin.start()
         await self.debug.start()
@@ -178,6 +203,7 @@ class App:
         await self.admin.close()
         if self._server is not None:
             await self._server.stop(None)
+        await self.agreement.close()
         await self.probe.close()
         await self.discovery.close()
         await self.tokenizer.close()

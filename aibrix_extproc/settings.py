@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.setting_agreement import AgreementSettings
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_types import (
     LOWER,
@@ -119,7 +120,7 @@ class _AibrixSettings(SettingsGroup):
     )
 
 
-class Settings(ServerSettings, _AibrixSettings):
+class Settings(AgreementSettings, ServerSettings, _AibrixSettings):
     """Everything that an operator can set. Names carry units; `from_environment` builds it.
 
     The groups stand in the order of their bases, the last one first.

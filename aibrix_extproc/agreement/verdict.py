@@ -71,15 +71,18 @@ class Verdicts:
         """One look at a promise of a pod is settled."""
         self._tracks.setdefault((model, pod, kind), _Track()).add(found, now)
 
-    def doubted(self, model: str, kind: Kind, now: float) -> list[str]:
-        """The pods whose tokens do not agree with those that are matched, sorted."""
-        pods = []
-        for (of_model, pod, of_kind), track in self._tracks.items():
-            if of_model == model and of_kind is kind:
-                track.judge(now)
-                if track.is_doubted:
-                    pods.append(pod)
-        return sorted(pods)
+    def doubted(self, now: float) -> dict[tuple[str, Kind], list[str]]:
+        """(model, kind) → the pods whose tokens do not agree with those that are matched, sorted;
+        an entry for all that was looked at."""
+        found: dict[tuple[str, Kind], list[str]] = {}
+        for (model, pod, kind), track in self._tracks.items():
+            pods = found.setdefault((model, kind), [])
+            track.judge(now)
+            if track.is_doubted:
+                pods.append(pod)
+        for pods in found.values():
+            pods.sort()
+        return found
 
     def is_silent(self, model: str, kind: Kind, pods: Iterable[str]) -> bool:
         """Whether no event at all came for what these pods have computed."""

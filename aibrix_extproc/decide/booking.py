@@ -6,6 +6,8 @@ Owns what is written after the choice. How the choice was made is not its busine
 from array import array
 from collections.abc import Callable
 
+from aibrix_extproc.agreement.trips import Promised, Trip
+from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.basis import basis
 from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
@@ -13,7 +15,7 @@ from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
-from aibrix_extproc.routing.ledger import Ledger
+from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Candidate, Decision
 from aibrix_extproc.routing.words import match_bucket
@@ -34,6 +36,7 @@ class Booking:
         ledger: Ledger,
         predictions: Predictions,
         clock: Callable[[], float],
+        agreement: Agreement,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -42,26 +45,70 @@ class Booking:
         self._ledger = ledger
         self._predictions = predictions
         self._clock = clock
+        self._agreement = agreement
         self._sync = "true" if settings.kv_event_sync else "false"
 
-    def commit(self, plan: Plan, view: View, decision: Decision, request: RouteRequest) -> Picked:
+    def commit(
+        self,
+        plan: Plan,
+        tokens: KnownTokens,
+        view: View,
+        decision: Decision,
+        request: RouteRequest,
+    ) -> Picked:
         """Reserve the load, and promise the prompt's blocks to the chosen source."""
         now = self._clock()
         chosen = decision.chosen
         source = chosen.candidate.source
         size = view.block_sizes.get(source)
+        promised = None
         if size is not None:
-            self._predict(source, view.keys[size])
+            keys, start = view.keys[size], chosen.reusable_tokens // size
+            ttl_s = self._predict(source, keys, now)
+            promised = Promised(keys, start, ttl_s, now + ttl_s)
         held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
         owed = max(0, view.context.prompt_tokens - held)
         ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
+        trip = self._trip(ticket, plan, tokens, view, decision, request, promised)
+        self._agreement.decided(trip)
         return Picked(
             decision=decision,
             model=plan.served.name,
             prompt_tokens=view.context.prompt_tokens,
             matched_tokens=chosen.reusable_tokens,
-            ticket=ticket,
+            ticket=trip,
             strategy=decision.strategy,
+            is_sampled=self._agreement.samples(plan.parsed),
+        )
+
+    def _trip(
+        self,
+        ticket: Ticket,
+        plan: Plan,
+        tokens: KnownTokens,
+        view: View,
+        decision: Decision,
+        request: RouteRequest,
+        promised: Promised | None,
+    ) -> Trip:
+        """What is remembered of the request until its answer."""
+        chosen = decision.chosen
+        return Trip(
+            ticket=ticket,
+            request_id=request.request_id,
+            name=plan.served.name,
+            model=plan.served.model,
+            pod=chosen.candidate.pod,
+            source=chosen.candidate.source,
+            prompt_tokens=view.context.prompt_tokens,
+            matched_tokens=chosen.reusable_tokens,
+            tokens_known=view.context.tokens_known,
+            ids=tokens.ids,
+            is_prefix=tokens.prefix is not None,
+            adapter=plan.served.adapter,
+            cache_salt=plan.parsed.cache_salt,
+            promised=promised,
+            sequence=self._manager.sequence(chosen.candidate.source),
         )
 
     def count(
@@ -116,16 +163,18 @@ class Booking:
         keys = self._index.block_keys(
             ids, size, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
         )
-        self._predict(source, keys)
+        self._predict(source, keys, self._clock())
 
-    def _predict(self, source: int, keys: "array[int]") -> None:
+    def _predict(self, source: int, keys: "array[int]", now: float) -> float:
+        """Promise the blocks; for how long, in seconds."""
         ttl_s = (
             self._settings.prediction_ttl_s
             if self._manager.sends_events(source)
             else self._settings.prediction_ttl_no_events_s
         )
-        evicted = self._predictions.promise(source, keys, ttl_s, self._clock())
+        evicted = self._predictions.promise(source, keys, ttl_s, now)
         self._metrics.predictions_evicted.inc(evicted)
+        return ttl_s
 
     def _expected_s(self, plan: Plan, request: RouteRequest) -> float | None:
         """How long the answer should take, where its end will not be seen; else None."""

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from aibrix_extproc.agreement.trips import Trip
+from aibrix_extproc.agreement.usage import NoUsage, Usage
+from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.booking import Booking
 from aibrix_extproc.decide.plan import Plan, Planner
 from aibrix_extproc.decide.view import KnownTokens, View, Viewer
@@ -18,7 +21,7 @@ from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteReque
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
-from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Load, Scored
 from aibrix_extproc.settings import Settings
@@ -41,6 +44,7 @@ class Decider:
         predictions: Predictions,
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        agreement: Agreement | None = None,
     ) -> None:
         """Raises UnknownStrategy where the operator's strategy is none."""
         self._settings = settings
@@ -51,7 +55,12 @@ class Decider:
         self._clock = clock
         self._planner = Planner(settings, registry, manager, rng or Random())
         self._viewer = Viewer(metrics, manager, index, ledger, predictions)
-        self._booking = Booking(settings, metrics, manager, index, ledger, predictions, clock)
+        self.agreement = agreement or Agreement(
+            settings, metrics, registry, manager, index, ledger, predictions, clock
+        )
+        self._booking = Booking(
+            settings, metrics, manager, index, ledger, predictions, clock, self.agreement
+        )
 
     async def decide(self, request: RouteRequest) -> Outcome:
         """The outcome of one request, reserved in the ledger where a candidate is picked.
@@ -72,19 +81,26 @@ class Decider:
         view = self._viewer.view(plan, tokens, self._clock())
         decision = plan.strategy.rank(view.context)
         self._booking.count(plan, tokens, view, decision, started)
-        picked = self._booking.commit(plan, view, decision, request)
+        picked = self._booking.commit(plan, tokens, view, decision, request)
         if tokens.prefix is not None and plan.parsed.prompt is not None:
             learned = self._booking.learned(plan, decision)
             self._tokenizer.tokenize_later(plan.parsed.prompt, plan.addresses(), learned)
         return picked
 
-    def prefill_done(self, ticket: Ticket) -> None:
-        """The pod has begun to answer: its prefill is no longer owed."""
-        self._ledger.prefill_done(ticket, self._clock())
+    def prefill_done(
+        self, ticket: Trip, served_by: str | None = None, succeeded: bool = True
+    ) -> None:
+        """A pod has begun to answer: its prefill is no longer owed. Which one, Envoy may say."""
+        self.agreement.answered(ticket, served_by, succeeded)
+        self._ledger.prefill_done(ticket.ticket, self._clock())
 
-    def release(self, ticket: Ticket) -> None:
+    def observed(self, ticket: Trip, found: Usage | NoUsage) -> None:
+        """The answer of a sampled request has ended, with these token counts."""
+        self.agreement.observed(ticket, found)
+
+    def release(self, ticket: Trip) -> None:
         """The answer is complete, or its client has gone."""
-        self._ledger.release(ticket)
+        self._ledger.release(ticket.ticket)
 
     async def explain(self, request: RouteRequest) -> dict[str, Any]:
         """The decision that this request would get now, with everything that counted for it.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.routing.types import Decision
 
 
@@ -42,6 +43,8 @@ class Picked:
     ticket: object
     """The ledger's: handed back to `prefill_done` and `release`, never looked into."""
     strategy: str
+    is_sampled: bool = False
+    """The token counts of its answer are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,12 @@ class Decides(Protocol):
         """
         ...
 
-    def prefill_done(self, ticket: Any) -> None:
-        """The response headers were seen."""
+    def prefill_done(self, ticket: Any, served_by: str | None, succeeded: bool) -> None:
+        """The response headers were seen: from `ip:port` where Envoy says it, and with 200."""
+        ...
+
+    def observed(self, ticket: Any, found: Usage | NoUsage) -> None:
+        """The answer of a sampled request is over. Called before its release."""
         ...
 
     def release(self, ticket: Any) -> None:

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.errors import RequestError
 from aibrix_extproc.extproc.decides import RouteRequest
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
@@ -38,6 +39,18 @@ class PrefillDone:
     """The answer has begun."""
 
     ticket: object
+    served_by: str | None = None
+    """`ip:port` of the host that serves, where Envoy says it."""
+    succeeded: bool = True
+    """With status 200."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the answer of a sampled request said of its tokens."""
+
+    ticket: object
+    found: Usage | NoUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +72,4 @@ class Settled:
     """Of `refused`."""
 
 
-Effect = Reply | Decide | Abort | PrefillDone | Release | Settled
+Effect = Reply | Decide | Abort | PrefillDone | Observed | Release | Settled

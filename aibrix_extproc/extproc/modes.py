@@ -44,6 +44,12 @@ class Modes:
         return self.response == _DUPLEX
 
     @property
+    def may_ask_for_answer(self) -> bool:
+        """Whether a wish for the answer's body is heard, and needed. In duplex Envoy 1.40 ignores
+        it; where bodies come anyhow it would only change how."""
+        return not self.duplex and self.response == _NONE
+
+    @property
     def end_seen(self) -> bool:
         """Whether the end of the answer is sure to be seen.
 

@@ -19,6 +19,7 @@ from aibrix_extproc.extproc.effects import (
     Abort,
     Decide,
     Effect,
+    Observed,
     PrefillDone,
     Release,
     Reply,
@@ -228,8 +229,10 @@ class Processor:
         """The effects that send nothing. What cannot be booked costs no request."""
         try:
             match effect:
-                case PrefillDone(ticket):
-                    self._decides.prefill_done(ticket)
+                case PrefillDone(ticket, served_by, succeeded):
+                    self._decides.prefill_done(ticket, served_by, succeeded)
+                case Observed(ticket, found):
+                    self._decides.observed(ticket, found)
                 case Release(ticket):
                     self._decides.release(ticket)
                 case Settled():

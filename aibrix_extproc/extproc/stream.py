@@ -20,12 +20,12 @@ from google.protobuf.struct_pb2 import Struct
 
 from aibrix_extproc.errors import BodyTooLarge, RequestError
 from aibrix_extproc.extproc import messages, replies
+from aibrix_extproc.extproc.answer import AnswerWatch
 from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, Picked, RouteRequest
 from aibrix_extproc.extproc.effects import (
     Abort,
     Decide,
     Effect,
-    PrefillDone,
     Release,
     Reply,
     Settled,
@@ -84,6 +84,7 @@ class Stream:
         self._request_ended = False
         self._trailers_owed = False
         self._ticket: object | None = None
+        self._watch = AnswerWatch()
         self._client_headers: dict[str, str] = {}
         self._answer_begun = False
         self._answer_ended = False
@@ -153,7 +154,8 @@ class Stream:
         running = echoed and not self._modes.end_seen and quiet_s < LINGER_S
         self._phase = _Phase.ENDED
         self._let_go()
-        return [*self._settle("left"), *([] if running else self._release())]
+        observed = self._watch.ended(complete=False)
+        return [*self._settle("left"), *observed, *([] if running else self._release())]
 
     @property
     def may_end(self) -> bool:
@@ -254,14 +256,13 @@ class Stream:
             self._request_ended = True
             self._let_go()
         self._answer_begun = True
-        effects: list[Effect] = []
-        if self._ticket is not None:
-            effects.append(PrefillDone(self._ticket))
-        effects.append(Reply(messages.reply_to_response_headers(self._client_headers)))
+        reply = messages.reply_to_response_headers(self._client_headers)
+        effects = [*self._watch.begins(message, self._modes, reply), Reply(reply)]
         return effects + self._if_answer_ends(message.response_headers.end_of_stream)
 
     def _on_response_body(self, message: pb.ProcessingRequest) -> list[Effect]:
         body = message.response_body
+        self._watch.passes(body.body)
         if not self._modes.answer_duplex:
             return [
                 Reply(messages.PASS_RESPONSE_BODY),
@@ -279,7 +280,7 @@ class Stream:
         if not ended:
             return []
         self._answer_ended = True
-        return self._release()
+        return [*self._watch.ended(complete=True), *self._release()]
 
     # -- outcomes -----------------------------------------------------------------------------
 
@@ -305,6 +306,7 @@ class Stream:
 
     def _pick(self, picked: Picked) -> list[Effect]:
         self._ticket = picked.ticket
+        self._watch.expect(picked)
         endpoints = ",".join(messages.destinations(picked, self._settings.alternatives))
         if self._settings.debug_headers:
             self._client_headers |= messages.debug_headers(picked)

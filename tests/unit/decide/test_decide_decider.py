@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from aibrix_extproc import errors
+from aibrix_extproc.agreement.trips import Trip
 from aibrix_extproc.decide import Decider
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.discovery.registry import Registry
@@ -21,7 +22,7 @@ from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
-from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.words import match_bucket
 from aibrix_extproc.settings import Settings
@@ -390,8 +391,8 @@ async def test_a_limit_of_tokens_beyond_all_reason_lasts_as_long_as_any_reservat
         body = {**completion("hi"), "max_tokens": 10**400}
         headers = {"routing-strategy": "random"}
         picked = await rig.pick(body, headers=headers, end_seen=False)
-        assert isinstance(picked.ticket, Ticket)
-        assert 900 < picked.ticket.deadline_s - asyncio.get_running_loop().time() <= 1000
+        assert isinstance(picked.ticket, Trip)
+        assert 900 < picked.ticket.ticket.deadline_s - asyncio.get_running_loop().time() <= 1000
 
 
 async def test_explain_says_why_and_reserves_nothing() -> None:

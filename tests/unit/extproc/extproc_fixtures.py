@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.extproc.decides import Outcome, Picked, RouteRequest
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
@@ -62,9 +63,15 @@ def request_trailers() -> pb.ProcessingRequest:
     return pb.ProcessingRequest(request_trailers=pb.HttpTrailers())
 
 
-def response_headers(status: str = "200", end: bool = False) -> pb.ProcessingRequest:
+def response_headers(
+    status: str = "200", end: bool = False, served_by: str | None = None
+) -> pb.ProcessingRequest:
     headers = pb.HttpHeaders(headers=header_map({":status": status}), end_of_stream=end)
-    return pb.ProcessingRequest(response_headers=headers)
+    message = pb.ProcessingRequest(response_headers=headers)
+    if served_by is not None:
+        fields = message.attributes["envoy.filters.http.ext_proc"]
+        fields.update({"upstream.address": served_by})
+    return message
 
 
 def response_body(body: bytes, end: bool = False) -> pb.ProcessingRequest:
@@ -122,6 +129,8 @@ class StubDecider:
         self.outcome = outcome or (lambda _request: three_pods())
         self.requests: list[RouteRequest] = []
         self.done: list[object] = []
+        self.served: list[tuple[str | None, bool]] = []
+        self.found: list[Usage | NoUsage] = []
         self.released: list[object] = []
         self.cancelled = 0
         self.gate = asyncio.Event()
@@ -136,8 +145,12 @@ class StubDecider:
             raise
         return self.outcome(request)
 
-    def prefill_done(self, ticket: object) -> None:
+    def prefill_done(self, ticket: object, served_by: str | None, succeeded: bool) -> None:
         self.done.append(ticket)
+        self.served.append((served_by, succeeded))
+
+    def observed(self, ticket: object, found: Usage | NoUsage) -> None:
+        self.found.append(found)
 
     def release(self, ticket: object) -> None:
         self.released.append(ticket)

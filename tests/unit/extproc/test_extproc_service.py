@@ -179,10 +179,11 @@ async def test_a_cancelled_part_of_a_decision_is_no_cancelled_request() -> None:
 
 async def test_a_ledger_that_fails_costs_no_request() -> None:
     class BrokenLedger(StubDecider):
-        def prefill_done(self, ticket: object) -> None:
+        def prefill_done(self, ticket: object, served_by: str | None, succeeded: bool) -> None:
             raise KeyError(ticket)
 
-        release = prefill_done
+        def release(self, ticket: object) -> None:
+            raise KeyError(ticket)
 
     async with rig(BrokenLedger()) as r:
         call = r.open()
