@@ -6,12 +6,33 @@ needs no socket does not see this module: it returns what happened, and its call
 """
 
 import contextlib
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 
 _FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 _TOKENS_APART = (-8192, -2048, -512, -128, -32, -1, 0, 32, 128, 512, 2048, 8192)
+
+
+class Children(Generic[Labelled]):
+    """The children of a metric, each looked up once: `labels` takes a lock and checks its
+    arguments (1 µs; this 0.1 µs), and a request counts a dozen. Only for metrics of which no
+    child is ever removed."""
+
+    def __init__(self, metric: Labelled) -> None:
+        self._metric = metric
+        self._known: dict[tuple[str, ...], Labelled] = {}
+
+    def of(self, *labels: str) -> Labelled:
+        """The child of these labels."""
+        child = self._known.get(labels)
+        if child is None:
+            child = self._known[labels] = self._metric.labels(*labels)
+        return child
 
 
 class Metrics:

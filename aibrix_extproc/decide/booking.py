@@ -14,7 +14,7 @@ from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
-from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.metrics import Children, Metrics
 from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Candidate, Decision
@@ -47,6 +47,12 @@ class Booking:
         self._clock = clock
         self._agreement = agreement
         self._sync = "true" if settings.kv_event_sync else "false"
+        self._bases = Children(metrics.decision_basis)
+        self._decisions = Children(metrics.routing_decisions)
+        self._selections = Children(metrics.routing_selection)
+        self._latencies = Children(metrics.routing_latency)
+        self._prompt_tokens = Children(metrics.prompt_tokens)
+        self._matched_tokens = Children(metrics.matched_tokens)
 
     def commit(
         self,
@@ -115,25 +121,24 @@ class Booking:
         self, plan: Plan, tokens: KnownTokens, view: View, decision: Decision, started: float
     ) -> None:
         """Count a decision that began at `started`."""
-        metrics, model = self._metrics, plan.served.name
         rests_on = basis(plan, tokens, view, decision, self._is_out_of_step)
-        metrics.decision_basis.labels(rests_on).inc()
+        self._bases.of(rests_on).inc()
         if tokens.fallback is not None:
-            metrics.fallbacks.labels(tokens.fallback).inc()
+            self._metrics.fallbacks.labels(tokens.fallback).inc()
         if plan.parsed.report_mode:
-            metrics.report_mode.inc()
+            self._metrics.report_mode.inc()
         if not self._settings.decision_metrics:
             return
+        model, sync = plan.served.name, self._sync
         matched, length = decision.chosen.reusable_tokens, view.context.prompt_tokens
-        selection = selection_of(decision)
-        metrics.routing_decisions.labels(model, match_bucket(matched, length), self._sync).inc()
-        metrics.routing_selection.labels(model, selection, self._sync, decision.strategy).inc()
-        metrics.routing_latency.labels(model, self._sync).observe(self._clock() - started)
+        self._decisions.of(model, match_bucket(matched, length), sync).inc()
+        self._selections.of(model, selection_of(decision), sync, decision.strategy).inc()
+        self._latencies.of(model, sync).observe(self._clock() - started)
         if decision.reason == "imbalance":
-            metrics.load_imbalance.labels(model, self._sync).inc()
+            self._metrics.load_imbalance.labels(model, sync).inc()
         if view.context.tokens_known and tokens.prefix is None:
-            metrics.prompt_tokens.labels(model).inc(length)
-            metrics.matched_tokens.labels(model).inc(matched)
+            self._prompt_tokens.of(model).inc(length)
+            self._matched_tokens.of(model).inc(matched)
 
     def learned(self, plan: Plan, decision: Decision) -> Callable[[Tokens], None]:
         """What to do with the tokens of a prompt that was decided by its prefix.
@@ -146,8 +151,8 @@ class Booking:
         def learned(tokens: Tokens) -> None:
             self._promise(plan, chosen.candidate, tokens.ids)
             if self._settings.decision_metrics:
-                self._metrics.prompt_tokens.labels(name).inc(len(tokens.ids))
-                self._metrics.matched_tokens.labels(name).inc(chosen.reusable_tokens)
+                self._prompt_tokens.of(name).inc(len(tokens.ids))
+                self._matched_tokens.of(name).inc(chosen.reusable_tokens)
 
         return learned
 
@@ -172,8 +177,8 @@ class Booking:
             if self._manager.sends_events(source)
             else self._settings.prediction_ttl_no_events_s
         )
-        evicted = self._predictions.promise(source, keys, ttl_s, now)
-        self._metrics.predictions_evicted.inc(evicted)
+        if evicted := self._predictions.promise(source, keys, ttl_s, now):
+            self._metrics.predictions_evicted.inc(evicted)
         return ttl_s
 
     def _expected_s(self, plan: Plan, request: RouteRequest) -> float | None:

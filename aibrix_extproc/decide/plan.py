@@ -4,10 +4,11 @@ Owns the way from a request to a plan: body, model, strategy, candidates. Knows 
 loads, and changes nothing.
 """
 
-from dataclasses import dataclass, replace
 from random import Random
 
-from aibrix_extproc.discovery.pods import ServedModel
+import msgspec
+
+from aibrix_extproc.discovery.pods import Pod, ServedModel
 from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.errors import (
     ModelNotFound,
@@ -25,8 +26,7 @@ from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a request asks for, and who may serve it."""
 
     parsed: ParsedBody
@@ -50,6 +50,9 @@ class Planner:
         self._default = settings.routing_algorithm
         self._strategies = {name: build(name, settings, rng) for name in STRATEGIES}
         build(self._default, settings, rng)
+        self._pods: tuple[Pod, ...] = ()
+        self._by_name: dict[str, tuple[Candidate, ...]] = {}
+        """All candidates of a name that was asked for, as long as the registry holds `_pods`."""
 
     def plan(self, request: RouteRequest) -> Plan | Passed:
         """The plan of a request, or why it goes on without a pick.
@@ -74,10 +77,11 @@ class Planner:
     def renewed(self, plan: Plan, request: RouteRequest) -> Plan:
         """The plan with the candidates of now: one that went meanwhile has no source any more."""
         try:
-            return replace(plan, candidates=self._candidates(request, plan.served))
+            candidates = self._candidates(request, plan.served)
         except RequestError as error:
             error.model_label = plan.served.name
             raise
+        return Plan(plan.parsed, plan.served, plan.strategy, candidates)
 
     def _strategy(self, request: RouteRequest) -> Strategy:
         """The one that the client names, else the operator's. Raises UnknownStrategy.
@@ -113,6 +117,25 @@ class Planner:
         )
 
     def _candidates(self, request: RouteRequest, served: ServedModel) -> tuple[Candidate, ...]:
+        """Who may serve it, at least one. Raises NoPodReady and NoCandidate."""
+        if request.subset is not None or request.headers.get("external-filter"):
+            return self._chosen_candidates(request, served)
+        pods = self._registry.pods()
+        if pods is not self._pods:  # it makes another tuple after each change
+            self._pods = pods
+            self._by_name.clear()
+        candidates = self._by_name.get(served.name)
+        if candidates is None:
+            candidates = self._manager.candidates(self._registry.candidates(served))
+            if not candidates:
+                raise NoPodReady(served.name)
+            self._by_name[served.name] = candidates
+        return candidates
+
+    def _chosen_candidates(
+        self, request: RouteRequest, served: ServedModel
+    ) -> tuple[Candidate, ...]:
+        """Those that the client's filter and Envoy's subset leave."""
         pods = self._registry.candidates(served)
         if not pods:
             raise NoPodReady(served.name)

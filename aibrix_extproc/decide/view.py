@@ -7,8 +7,9 @@ past its time, which the ledger lets go of).
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+import msgspec
 
 from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.index import PrefixIndex
@@ -27,8 +28,7 @@ DEFAULT_BLOCK_SIZE: Final = 16
 """Block size of predictions for a source that no event has told one (vLLM's own default)."""
 
 
-@dataclass(frozen=True, slots=True)
-class KnownTokens:
+class KnownTokens(msgspec.Struct, frozen=True):
     """The prompt's token ids, or why they are not known (None: nobody needs them)."""
 
     ids: "array[int] | None"
@@ -39,15 +39,14 @@ class KnownTokens:
     """Where `ids` are only the prefix that is known of the prompt: what is guessed of the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """What is known of the candidates at the moment of the choice."""
 
     context: RouteContext
-    depths: Mapping[int, int] = field(default_factory=dict)
+    depths: Mapping[int, int] = msgspec.field(default_factory=dict)
     """Source → blocks, by the index alone."""
-    block_sizes: Mapping[int, int] = field(default_factory=dict)
-    keys: "Mapping[int, array[int]]" = field(default_factory=dict)
+    block_sizes: Mapping[int, int] = msgspec.field(default_factory=dict)
+    keys: "Mapping[int, array[int]]" = msgspec.field(default_factory=dict)
     """Block size → the prompt's block keys."""
 
 
@@ -70,35 +69,39 @@ class Viewer:
 
     def view(self, plan: Plan, tokens: KnownTokens, now: float) -> View:
         """What is known at `now`, a time of the ledger's clock."""
-        self._metrics.reservations_expired.inc(self._ledger.expire(now))
+        if expired := self._ledger.expire(now):
+            self._metrics.reservations_expired.inc(expired)
         loads = self._ledger.loads(now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
             return View(RouteContext(length, False, plan.candidates, {}, loads))
         ids = tokens.ids
         adapter, salt = plan.served.adapter, plan.parsed.cache_salt
-        sources = [candidate.source for candidate in plan.candidates]
-        depths = {
-            source: depth
-            for source, depth in self._index.match(
-                plan.served.model, ids, lora=adapter, cache_salt=salt
-            ).items()
-            if self._manager.usable(source)
-        }
-        block_sizes = {s: self._index.block_size(s) or DEFAULT_BLOCK_SIZE for s in sources}
-        keys = {
-            size: self._index.block_keys(ids, size, lora=adapter, cache_salt=salt)
-            for size in set(block_sizes.values())
-        }
+        depths = self._depths(plan, ids)
+        block_sizes: dict[int, int] = {}
+        keys: dict[int, array[int]] = {}
         reusable: dict[int, int] = {}
-        for source, size in block_sizes.items():
-            depth = self._predictions.depth(source, keys[size], now, start=depths.get(source, 0))
+        block_size_of, predicted = self._index.block_size, self._predictions.depth
+        for candidate in plan.candidates:
+            source = candidate.source
+            size = block_sizes[source] = block_size_of(source) or DEFAULT_BLOCK_SIZE
+            if size not in keys:
+                keys[size] = self._index.block_keys(ids, size, lora=adapter, cache_salt=salt)
+            depth = predicted(source, keys[size], now, depths.get(source, 0))
             if depth:
                 reusable[source] = reusable_tokens(depth, size, len(ids))
         context = RouteContext(len(ids), True, plan.candidates, reusable, loads)
         if tokens.prefix is not None:
             context = _guessed(context, tokens.prefix, block_sizes)
         return View(context, depths, block_sizes, keys)
+
+    def _depths(self, plan: Plan, ids: "array[int]") -> dict[int, int]:
+        """What the index says of the sources that are believed."""
+        found = self._index.match(
+            plan.served.model, ids, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
+        )
+        usable = self._manager.usable
+        return {source: depth for source, depth in found.items() if usable(source)}
 
 
 def _guessed(context: RouteContext, prefix: Prefix, block_sizes: Mapping[int, int]) -> RouteContext:
@@ -109,4 +112,6 @@ def _guessed(context: RouteContext, prefix: Prefix, block_sizes: Mapping[int, in
         for source, tokens in context.reusable_tokens.items()
         if tokens > known - 2 * block_sizes[source]
     }
-    return replace(context, prompt_tokens=prefix.estimated_tokens, likely_tokens=likely)
+    return msgspec.structs.replace(
+        context, prompt_tokens=prefix.estimated_tokens, likely_tokens=likely
+    )

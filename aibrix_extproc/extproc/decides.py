@@ -5,15 +5,15 @@ messages nor how a decision is made.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.routing.types import Decision
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRequest:
+class RouteRequest(msgspec.Struct, frozen=True):
     """One HTTP request, complete: its body has ended."""
 
     method: str
@@ -32,8 +32,7 @@ class RouteRequest:
     body or trailers): the reservation must then expire by the expected length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picked:
+class Picked(msgspec.Struct, frozen=True):
     """A pod was chosen; its load is reserved under `ticket`."""
 
     decision: Decision
@@ -47,15 +46,13 @@ class Picked:
     """The token counts of its answer are wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(msgspec.Struct, frozen=True):
     """The request goes on as it came, without a pick. The reason is a metric label."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """This server answers by itself, such as GET /v1/models."""
 
     status: int

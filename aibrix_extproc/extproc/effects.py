@@ -3,7 +3,7 @@
 `service` carries them out in order. Knows neither gRPC nor metrics.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.errors import RequestError
@@ -11,22 +11,19 @@ from aibrix_extproc.extproc.decides import RouteRequest
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Send this to Envoy."""
 
     response: pb.ProcessingResponse
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
+class Decide(msgspec.Struct, frozen=True):
     """Ask for a decision, and come back with `decided` or `refused`. Always the last effect."""
 
     request: RouteRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(msgspec.Struct, frozen=True):
     """End the stream with an error: an OK end would forward a body that is not complete."""
 
     code: str
@@ -34,8 +31,7 @@ class Abort:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillDone:
+class PrefillDone(msgspec.Struct, frozen=True):
     """The answer has begun."""
 
     ticket: object
@@ -45,23 +41,20 @@ class PrefillDone:
     """With status 200."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """What the answer of a sampled request said of its tokens."""
 
     ticket: object
     found: Usage | NoUsage
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """The answer has ended, or will never be."""
 
     ticket: object
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """What became of the request: said once per stream."""
 
     outcome: str

@@ -24,7 +24,8 @@ class Health:
 
     def __init__(self) -> None:
         self._servicer = health.aio.HealthServicer()
-        self.serving = False
+        self.serving: bool | None = None
+        """None: nothing is said yet."""
         self._leaving = False
 
     async def start(self, server: grpc.aio.Server) -> None:
@@ -36,6 +37,8 @@ class Health:
     async def set_serving(self, serving: bool) -> None:
         """Whether Envoy should send requests here; watchers are told at once. Not after `leave`."""
         serving = serving and not self._leaving
+        if serving is self.serving:
+            return
         self.serving = serving
         status = health_pb2.HealthCheckResponse.ServingStatus
         for name in READINESS_NAMES:

@@ -39,6 +39,8 @@ _READ: Final = frozenset(
     (":method", ":path", "content-type", "content-length", REQUEST_ID, *PREFERENCE_HEADERS)
 )
 _ID_LIMIT_BYTES: Final = 128
+_PICKS_BUILT: Final = 2_048
+"""Replies that are kept, some 1 kB each. Alternatives make many: with more, all are built anew."""
 _LENGTH_DIGITS: Final = 20
 """Of a content-length. Python refuses to read an int of more than 4,300 digits."""
 
@@ -135,22 +137,62 @@ STRIPPED: Final = mutation(remove=DESTINATION_HEADERS)
 
 def destinations(picked: Picked, limit: int) -> list[str]:
     """`ip:port` of the best pod and its alternatives, in order, each pod once."""
-    addresses = dict.fromkeys(scored.candidate.pod.address for scored in picked.decision.ranking)
-    return list(addresses)[:limit]
+    found: list[str] = []
+    for scored in picked.decision.ranking:
+        address = scored.candidate.pod.address
+        if address not in found:
+            found.append(address)
+            if len(found) == limit:
+                break
+    return found
 
 
-def pick_mutation(picked: Picked, endpoints: str, request_id: str) -> pb.HeaderMutation:
-    """What is set towards the chosen pod; `endpoints` is the list of `destinations`."""
-    chosen = picked.decision.chosen.candidate
+class Picks:
+    """The replies that carry a pick. All but the request's id recurs: the destinations, the
+    strategy and the metadata of a pick are built once and copied after that."""
+
+    def __init__(self) -> None:
+        self._built: dict[tuple[str, str, str, int | None, bool], pb.ProcessingResponse] = {}
+
+    def reply(
+        self, picked: Picked, endpoints: str, request_id: str, *, to_body: bool
+    ) -> pb.ProcessingResponse:
+        """What is set towards the chosen pod; `endpoints` is the list of `destinations`.
+
+        The reply to the request's body, else to its headers.
+        """
+        chosen = picked.decision.chosen.candidate
+        rank = chosen.rank if len(chosen.pod.ranks) > 1 else None
+        key = (chosen.pod.address, endpoints, picked.strategy, rank, to_body)
+        built = self._built.get(key)
+        if built is None:
+            if len(self._built) >= _PICKS_BUILT:
+                self._built.clear()
+            built = self._built[key] = _pick(*key)
+        reply = pb.ProcessingResponse()
+        reply.CopyFrom(built)
+        common = (reply.request_body if to_body else reply.request_headers).response
+        id_header = common.header_mutation.set_headers.add().header
+        id_header.key, id_header.raw_value = REQUEST_ID, request_id.encode()
+        return reply
+
+
+def _pick(
+    address: str, endpoints: str, strategy: str, rank: int | None, to_body: bool
+) -> pb.ProcessingResponse:
     values = {
-        TARGET_POD: safe_value(chosen.pod.address),
+        TARGET_POD: safe_value(address),
         DESTINATION: safe_value(endpoints),
-        STRATEGY: safe_value(picked.strategy),
-        REQUEST_ID: request_id,
+        STRATEGY: safe_value(strategy),
     }
-    if len(chosen.pod.ranks) > 1:
-        return mutation({**values, RANK: str(chosen.rank)})
-    return mutation(values, remove=(RANK,))
+    if rank is None:
+        headers = mutation(values, remove=(RANK,))
+    else:
+        headers = mutation({**values, RANK: str(rank)})
+    common = pb.CommonResponse(header_mutation=headers, clear_route_cache=True)
+    reply = reply_to_request_body(common) if to_body else reply_to_request_headers(common)
+    reply.dynamic_metadata.CopyFrom(pick_metadata(endpoints))
+    return reply
 
 
 def pick_metadata(endpoints: str) -> Struct:
@@ -241,3 +283,6 @@ PASS_REQUEST_TRAILERS: Final = pb.ProcessingResponse(request_trailers=pb.Trailer
 PASS_RESPONSE_TRAILERS: Final = pb.ProcessingResponse(response_trailers=pb.TrailersResponse())
 STRIP: Final = pb.CommonResponse(header_mutation=STRIPPED)
 """Goes on without a pick. Never clears the route cache."""
+STRIP_REQUEST_HEADERS: Final = reply_to_request_headers(STRIP)
+STRIP_REQUEST_BODY: Final = reply_to_request_body(STRIP)
+"""These are shared: never changed."""

@@ -26,10 +26,11 @@ from aibrix_extproc.extproc.effects import (
     Settled,
 )
 from aibrix_extproc.extproc.inflight import InflightBytes
+from aibrix_extproc.extproc.messages import Picks
 from aibrix_extproc.extproc.stream import Stream
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from aibrix_extproc.logs import StateLog
-from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.metrics import Children, Metrics
 from aibrix_extproc.settings import Settings
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -106,10 +107,16 @@ class Processor:
         self._decides = decides
         self._make_stream = make_stream
         self._inflight = InflightBytes(settings.max_inflight_bytes)
+        self._picks = Picks()
         self._open: set[_Open] = set()
         self._draining = False
         self._kv_sync = str(settings.kv_event_sync).lower()
         self._states = StateLog(_log)
+        self._outcomes = Children(metrics.requests)
+        self._was_full = False
+        """No body more could be held, when one was last tried."""
+        self._was_crowded = False
+        """The limit of streams was reached, and is not yet far again."""
         self._seen_failures: set[tuple[str, str, int]] = set()
         metrics.streams.set_function(lambda: float(len(self._open)))
         metrics.inflight_bytes.set_function(lambda: float(self._inflight.used_bytes))
@@ -146,7 +153,9 @@ class Processor:
     # -- one stream ---------------------------------------------------------------------------
 
     async def _process(self, _messages: Any, context: Any) -> None:
-        stream = self._make_stream(self._settings, self._inflight, refusal=self._refusal())
+        stream = self._make_stream(
+            self._settings, self._inflight, refusal=self._refusal(), picks=self._picks
+        )
         one = _Open(stream, asyncio.current_task())
         self._open.add(one)
         try:
@@ -182,15 +191,14 @@ class Processor:
     async def _send(self, effects: list[Effect], context: Any) -> RouteRequest | None:
         """Carry out effects in order; returns what must be decided, if anything."""
         for effect in effects:
-            match effect:
-                case Reply(response):
-                    await context.write(response)
-                case Decide(request):
-                    return request
-                case Abort(code, message):
-                    await context.abort(grpc.StatusCode[code], message)
-                case _:
-                    self._carry_out(effect)
+            if isinstance(effect, Reply):
+                await context.write(effect.response)
+            elif isinstance(effect, Decide):
+                return effect.request
+            elif isinstance(effect, Abort):
+                await context.abort(grpc.StatusCode[effect.code], effect.message)
+            else:
+                self._carry_out(effect)
         return None
 
     async def _decide(
@@ -228,24 +236,24 @@ class Processor:
     def _carry_out(self, effect: Effect) -> None:
         """The effects that send nothing. What cannot be booked costs no request."""
         try:
-            match effect:
-                case PrefillDone(ticket, served_by, succeeded):
-                    self._decides.prefill_done(ticket, served_by, succeeded)
-                case Observed(ticket, found):
-                    self._decides.observed(ticket, found)
-                case Release(ticket):
-                    self._decides.release(ticket)
-                case Settled():
-                    self._count(effect)
+            if isinstance(effect, PrefillDone):
+                self._decides.prefill_done(effect.ticket, effect.served_by, effect.succeeded)
+            elif isinstance(effect, Observed):
+                self._decides.observed(effect.ticket, effect.found)
+            elif isinstance(effect, Release):
+                self._decides.release(effect.ticket)
+            elif isinstance(effect, Settled):
+                self._count(effect)
         except Exception as error:  # noqa: BLE001
             self._log_failure(error)
 
     def _count(self, settled: Settled) -> None:
-        self._metrics.requests.labels(settled.outcome).inc()
+        self._outcomes.of(settled.outcome).inc()
         if settled.outcome == "passed":
             self._metrics.passed.labels(settled.reason).inc()
         full = settled.reason == "inflight_bytes"
-        if full or settled.outcome == "picked":
+        if full or (self._was_full and settled.outcome == "picked"):
+            self._was_full = full
             self._states.changed("bodies held at once", "over the limit" if full else "ok")
         error = settled.error
         if error is not None:
@@ -256,12 +264,14 @@ class Processor:
 
     def _refusal(self) -> RequestError | None:
         limit = self._settings.max_streams
-        full = len(self._open) >= limit
-        if full:
+        if len(self._open) >= limit:
+            self._was_crowded = True
             self._states.changed("open requests", "at the limit", f"limit {limit}")
-        elif len(self._open) < _CALM_SHARE * limit:
+            return TooManyStreams(limit)
+        if self._was_crowded and len(self._open) < _CALM_SHARE * limit:
+            self._was_crowded = False
             self._states.changed("open requests", "ok")
-        return TooManyStreams(limit) if full else None
+        return None
 
     def _log_failure(self, error: BaseException) -> None:
         """The traceback, once per kind: the type and where it was raised."""

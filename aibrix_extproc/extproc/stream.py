@@ -16,8 +16,6 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-from google.protobuf.struct_pb2 import Struct
-
 from aibrix_extproc.errors import BodyTooLarge, RequestError
 from aibrix_extproc.extproc import messages, replies
 from aibrix_extproc.extproc.answer import AnswerWatch
@@ -66,12 +64,17 @@ class Stream:
         inflight: InflightBytes,
         *,
         refusal: RequestError | None = None,
+        picks: messages.Picks | None = None,
         new_id: Callable[[], str] = _new_id,
     ) -> None:
-        """`refusal`: answer the request with this error, whatever it is (too many streams)."""
+        """`refusal`: answer the request with this error, whatever it is (too many streams).
+
+        `picks` is shared by all streams.
+        """
         self._settings = settings
         self._inflight = inflight
         self._refusal = refusal
+        self._picks = picks or messages.Picks()
         self._new_id = new_id
         self._phase = _Phase.FIRST
         self._modes = assumed_modes(settings.default_body_mode)
@@ -172,7 +175,7 @@ class Stream:
 
     def _on_request_headers(self, message: pb.ProcessingRequest) -> list[Effect]:
         if self._phase is not _Phase.FIRST:
-            return [Reply(messages.reply_to_request_headers(messages.STRIP))]
+            return [Reply(messages.STRIP_REQUEST_HEADERS)]
         head = self._head = messages.read_head(message.request_headers)
         self._request_id = head.request_id or self._new_id()
         self._client_headers[messages.RESPONSE_ID] = self._request_id
@@ -194,7 +197,7 @@ class Stream:
         if self._modes.duplex:
             return []
         self._headers_replied = True
-        return [Reply(messages.reply_to_request_headers(messages.STRIP))]
+        return [Reply(messages.STRIP_REQUEST_HEADERS)]
 
     def _on_request_body(self, message: pb.ProcessingRequest) -> list[Effect]:
         body = message.request_body
@@ -210,7 +213,7 @@ class Stream:
             return self._refuse(BodyTooLarge(self._settings.max_body_bytes))
         if self._phase is not _Phase.COLLECTING:
             self._request_ended = self._request_ended or end_of_stream
-            return [Reply(messages.reply_to_request_body(messages.STRIP))]
+            return [Reply(messages.STRIP_REQUEST_BODY)]
         if self._modes.assumed and not end_of_stream:
             return self._refuse(body_in_pieces())
         self._request_ended = True
@@ -310,23 +313,19 @@ class Stream:
         endpoints = ",".join(messages.destinations(picked, self._settings.alternatives))
         if self._settings.debug_headers:
             self._client_headers |= messages.debug_headers(picked)
-        common = pb.CommonResponse(
-            header_mutation=messages.pick_mutation(picked, endpoints, self._request_id or ""),
-            clear_route_cache=True,
+        reply = self._picks.reply(
+            picked, endpoints, self._request_id or "", to_body=self._headers_replied
         )
-        return [*self._settle("picked"), *self._go_on(common, messages.pick_metadata(endpoints))]
+        return [*self._settle("picked"), *self._go_on(reply)]
 
     def _pass(self, reason: str) -> list[Effect]:
-        return [*self._settle("passed", reason), *self._go_on(messages.STRIP)]
+        owed = (
+            messages.STRIP_REQUEST_BODY if self._headers_replied else messages.STRIP_REQUEST_HEADERS
+        )
+        return [*self._settle("passed", reason), *self._go_on(owed)]
 
-    def _go_on(self, common: pb.CommonResponse, metadata: Struct | None = None) -> list[Effect]:
+    def _go_on(self, reply: pb.ProcessingResponse) -> list[Effect]:
         """The reply that is owed; in duplex then the bytes held, and the trailers."""
-        if self._headers_replied:
-            reply = messages.reply_to_request_body(common)
-        else:
-            reply = messages.reply_to_request_headers(common)
-        if metadata is not None:
-            reply.dynamic_metadata.CopyFrom(metadata)
         effects: list[Effect] = [Reply(reply)]
         if self._modes.duplex and not self._without_body():
             ends = self._request_ended and not self._trailers_owed
@@ -392,8 +391,8 @@ _HANDLERS: dict[str, Callable[[Stream, pb.ProcessingRequest], list[Effect]]] = {
 }
 
 _PLAIN: dict[str, pb.ProcessingResponse] = {
-    "request_headers": messages.reply_to_request_headers(messages.STRIP),
-    "request_body": messages.reply_to_request_body(messages.STRIP),
+    "request_headers": messages.STRIP_REQUEST_HEADERS,
+    "request_body": messages.STRIP_REQUEST_BODY,
     "request_trailers": messages.PASS_REQUEST_TRAILERS,
     "response_headers": messages.reply_to_response_headers({}),
     "response_body": messages.PASS_RESPONSE_BODY,

@@ -1,10 +1,10 @@
 """What a stream learns of its answer: who served, and the token counts of a sampled one."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.extproc.effects import Effect, Observed, PrefillDone, Release, Reply

@@ -3,11 +3,11 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.errors import UnknownStrategy
