@@ -18,6 +18,7 @@ import grpc
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.insight import InsightPages
+from aibrix_extproc.admin.lever_pages import LeverPages
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.agreement.service import AgreementService
 from aibrix_extproc.decide import Decider
@@ -33,6 +34,7 @@ from aibrix_extproc.extproc.service import Processor, listen, make_server
 from aibrix_extproc.extproc.watchdog import Watchdog
 from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.levers import LeverBoard
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
@@ -76,6 +78,7 @@ class App:
             self._new_engine,
         )
         self.tokenizer = TokenizerPool(settings, self.metrics)
+        self.levers = LeverBoard(settings, self.metrics, self.registry, self.manager)
         self.decider = self._decider()
         self.agreement = AgreementService(
             settings, self.metrics, self.registry, self.decider.agreement, self.tokenizer.flush
@@ -95,6 +98,7 @@ class App:
             [
                 InsightPages(self.manager, self.decider, settings.max_body_bytes),
                 AgreementPages(self.decider.agreement),
+                LeverPages(self.levers, settings),
             ],
         )
         self.probe = Probe(self.registry, settings, self.metrics)
@@ -105,6 +109,7 @@ class App:
             else KubernetesPods(self.registry, settings, self.metrics)
         )
         self.registry.subscribe(self.manager.on_pod)
+        self.registry.subscribe(self.levers.on_pod)
         self.registry.subscribe(self._show_indexer)
         self._ready_by = time.monotonic() + settings.ready_grace_s
         self._synced = False
@@ -152,6 +157,7 @@ class App:
                 self.tokenizer,
                 self.ledger,
                 self.predictions,
+                shadow=lambda: self.levers.shadow,
             )
         except UnknownStrategy as error:
             raise SettingsError(f"ROUTING_ALGORITHM: {error.message}") from None
@@ -260,8 +266,8 @@ class App:
         for model in models:
             # Stops at the first one found: a listing of 10,000 pods calls this for each.
             if any(pod.model == model for pod in self.registry.pods()):
-                gauge.labels(model, "sync").set(int(self.settings.kv_event_sync))
-                gauge.labels(model, "local").set(int(not self.settings.kv_event_sync))
+                gauge.labels(model, "sync").set_function(lambda: self.manager.following)
+                gauge.labels(model, "local").set_function(lambda: not self.manager.following)
             else:
                 for indexer in ("sync", "local"):
                     with contextlib.suppress(KeyError):

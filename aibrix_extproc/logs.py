@@ -9,8 +9,12 @@ import sys
 import threading
 from collections.abc import Hashable
 from datetime import UTC, datetime
+from typing import Final
 
 from aibrix_extproc.settings import LogFormat
+
+AUDIT: Final = "aibrix_extproc.levers"
+"""The logger of what operators change while the process runs."""
 
 
 class _JsonFormatter(logging.Formatter):
@@ -34,8 +38,15 @@ def configure(level: str, log_format: LogFormat) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What an operator did is told at every level.
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
     for chatty in ("httpx", "httpcore", "kubernetes", "urllib3", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Change the least severe line that is written, until the process ends."""
+    logging.getLogger().setLevel(level)
 
 
 class StateLog:

@@ -45,6 +45,7 @@ class Metrics:
         self._tokenizer()
         self._event_sync()
         self._index()
+        self._levers()
         self._discovery()
         self._agreement()
 
@@ -244,6 +245,21 @@ class Metrics:
             "backend",
         )
         self.index_sources = self._gauge("aibrix_kv_index_sources", "Sources in the index.")
+
+    def _levers(self) -> None:
+        self.levers = self._gauge(
+            "aibrix_extproc_lever",
+            "Levers that are not at their default: 1, or how many pods are out.",
+            "lever",
+        )
+        self.lever_pulls = self._counter(
+            "aibrix_extproc_lever_pulls_total", "Times a lever was moved.", "lever"
+        )
+        self.shadow_picks = self._counter(
+            "aibrix_extproc_shadow_picks_total",
+            "Picks of shadow mode, which no header told anybody, by the pod.",
+            "pod",
+        )
 
     def _discovery(self) -> None:
         self.pods = self._gauge("aibrix_extproc_pods", "Known pods.", "model", "ready")

@@ -73,6 +73,8 @@ class Trip:
     sequence: int | None = None
     """Of the source's last batch when the prompt was sent."""
     tokens_known: bool = False
+    shadow: bool = False
+    """Nobody was told of the pick: what serves says nothing about it."""
     served_by: str | None = None
     served: Served = Served.UNKNOWN
     chosen: Pod = field(init=False)

@@ -25,7 +25,7 @@ from aibrix_extproc.tokenizer.types import Tokens
 
 
 class Booking:
-    """Books decisions. `clock` is that of the ledger."""
+    """Books decisions. `clock` is that of the ledger, `shadow` whether nobody is to be told."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Booking:
         predictions: Predictions,
         clock: Callable[[], float],
         agreement: Agreement,
+        shadow: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -46,6 +47,7 @@ class Booking:
         self._predictions = predictions
         self._clock = clock
         self._agreement = agreement
+        self._shadow = shadow
         self._sync = "true" if settings.kv_event_sync else "false"
         self._bases = Children(metrics.decision_basis)
         self._decisions = Children(metrics.routing_decisions)
@@ -62,7 +64,10 @@ class Booking:
         decision: Decision,
         request: RouteRequest,
     ) -> Picked:
-        """Reserve the load, and promise the prompt's blocks to the chosen source."""
+        """Reserve the load, and promise the prompt's blocks to the chosen source.
+
+        In shadow mode too, so that the next decision is the one that would follow.
+        """
         now = self._clock()
         chosen = decision.chosen
         source = chosen.candidate.source
@@ -76,7 +81,11 @@ class Booking:
         owed = max(0, view.context.prompt_tokens - held)
         ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
         trip = self._trip(ticket, plan, tokens, view, decision, request, promised)
-        self._agreement.decided(trip)
+        trip.shadow = self._shadow()
+        if trip.shadow:
+            self._metrics.shadow_picks.labels(chosen.candidate.pod.key).inc()
+        else:
+            self._agreement.decided(trip)
         return Picked(
             decision=decision,
             model=plan.served.name,
@@ -84,7 +93,8 @@ class Booking:
             matched_tokens=chosen.reusable_tokens,
             ticket=trip,
             strategy=decision.strategy,
-            is_sampled=self._agreement.samples(plan.parsed),
+            is_sampled=not trip.shadow and self._agreement.samples(plan.parsed),
+            shadow=trip.shadow,
         )
 
     def _trip(

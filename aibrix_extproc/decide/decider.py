@@ -45,8 +45,12 @@ class Decider:
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         agreement: Agreement | None = None,
+        shadow: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises UnknownStrategy where the operator's strategy is none."""
+        """`shadow`: whether decisions are only recorded.
+
+        Raises UnknownStrategy where the operator's strategy is none.
+        """
         self._settings = settings
         self._registry = registry
         self._manager = manager
@@ -59,7 +63,7 @@ class Decider:
             settings, metrics, registry, manager, index, ledger, predictions, clock
         )
         self._booking = Booking(
-            settings, metrics, manager, index, ledger, predictions, clock, self.agreement
+            settings, metrics, manager, index, ledger, predictions, clock, self.agreement, shadow
         )
 
     async def decide(self, request: RouteRequest) -> Outcome:
@@ -91,7 +95,10 @@ class Decider:
         self, ticket: Trip, served_by: str | None = None, succeeded: bool = True
     ) -> None:
         """A pod has begun to answer: its prefill is no longer owed. Which one, Envoy may say."""
-        self.agreement.answered(ticket, served_by, succeeded)
+        if ticket.shadow:
+            ticket.forget_tokens()
+        else:
+            self.agreement.answered(ticket, served_by, succeeded)
         self._ledger.prefill_done(ticket.ticket, self._clock())
 
     def observed(self, ticket: Trip, found: Usage | NoUsage) -> None:

@@ -40,9 +40,11 @@ class _Entry:
         return (pod.model, pod.adapters, pod.lora_id is None, self.facts.models)
 
 
-def _entry(declared: Pod, facts: PodFacts, ranks_written: bool) -> _Entry:
+def _entry(declared: Pod, facts: PodFacts, ranks_written: bool, is_out: bool) -> _Entry:
     use_facts = facts.ranks is not None and declared.kv_events and not ranks_written
     pod = replace(declared, ranks=facts.ranks) if use_facts and facts.ranks else declared
+    if is_out and pod.ready:
+        pod = replace(pod, ready=False)
     return _Entry(declared, facts, ranks_written, pod)
 
 
@@ -63,7 +65,8 @@ def _names(entry: _Entry) -> Iterator[ServedModel]:
 
 
 class Registry:
-    """The pods. `replace`, `upsert` and `remove` are discovery's, `learn` is the probe's."""
+    """The pods. `replace`, `upsert` and `remove` are discovery's, `learn` is the probe's,
+    `take_out` and `put_back` an operator's."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.listed = False
@@ -76,6 +79,8 @@ class Registry:
         self._servers: dict[tuple[str, str], list[str]] = {}
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._conflicts: dict[str, list[str]] = {}
+        self._out: dict[str, str] = {}
+        """Key → UID of pods that an operator has taken out."""
 
     # -- discovery ----------------------------------------------------------------------------
 
@@ -114,9 +119,35 @@ class Registry:
             ranks=known.ranks if facts.ranks is None else facts.ranks,
         )
         if merged != known:
-            after = _entry(entry.declared, merged, entry.ranks_written)
+            after = self._entry(entry.declared, merged, entry.ranks_written)
             self._set(identity[0], entry, after)
             self._tell(entry.pod, after.pod)
+
+    # -- the operator -------------------------------------------------------------------------
+
+    def take_out(self, key: str) -> bool:
+        """Make a pod no candidate, as if it were not ready, for as long as its UID lives.
+
+        Its cache is still tracked. False where it is out already. KeyError for an unknown pod.
+        """
+        entry = self._entries[key]
+        if key in self._out:
+            return False
+        self._out[key] = entry.declared.uid
+        self._renew(key)
+        return True
+
+    def put_back(self, key: str) -> bool:
+        """Make it a candidate again. False where it was not out. KeyError for an unknown pod."""
+        self._entries[key]
+        if self._out.pop(key, None) is None:
+            return False
+        self._renew(key)
+        return True
+
+    def taken_out(self) -> tuple[str, ...]:
+        """The keys of the pods that are out, sorted."""
+        return tuple(sorted(self._out))
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -162,13 +193,26 @@ class Registry:
     ) -> tuple[Pod | None, Pod | None]:
         before = self._entries.get(key)
         after = None
+        if key in self._out and (declared is None or declared.uid != self._out[key]):
+            del self._out[key]
+            log.info("%s: the pod that was taken out is gone", key)
         if declared is not None:
             same = before is not None and before.declared.identity == declared.identity
             facts = before.facts if before is not None and same else _NO_FACTS
-            after = _entry(declared, facts, ranks_written)
+            after = self._entry(declared, facts, ranks_written)
         if before != after:
             self._set(key, before, after)
         return (_pod(before), _pod(after))
+
+    def _entry(self, declared: Pod, facts: PodFacts, ranks_written: bool) -> _Entry:
+        return _entry(declared, facts, ranks_written, declared.key in self._out)
+
+    def _renew(self, key: str) -> None:
+        before = self._entries[key]
+        after = self._entry(before.declared, before.facts, before.ranks_written)
+        if before != after:
+            self._set(key, before, after)
+            self._tell(before.pod, after.pod)
 
     def _set(self, key: str, before: _Entry | None, after: _Entry | None) -> None:
         if after is None:

@@ -44,6 +44,8 @@ class Picked(msgspec.Struct, frozen=True):
     strategy: str
     is_sampled: bool = False
     """The token counts of its answer are wanted."""
+    shadow: bool = False
+    """Only recorded: the request goes on as if there were no pick."""
 
 
 class Passed(msgspec.Struct, frozen=True):

@@ -122,6 +122,10 @@ class Stream:
             case Answered():
                 settled = self._settle("answered")
                 return [*settled, *self._end_with(replies.answer(outcome, self._request_id))]
+            case Picked(shadow=True, ticket=ticket):
+                self._ticket = ticket
+                self._watch.expect(outcome)
+                return self._pass("shadow")
             case Picked():
                 return self._pick(outcome)
 

@@ -34,6 +34,8 @@ class ClearReason(StrEnum):
     """More live batches waited for a replay than AIBRIX_KV_QUEUE_BYTES allows."""
     LOST = "lost"
     """No contact for AIBRIX_KV_LOST_AFTER."""
+    OPERATOR = "operator"
+    """A lever: the source is to be synced anew, or event sync was switched off."""
 
 
 class Notice(StrEnum):

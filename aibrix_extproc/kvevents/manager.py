@@ -4,6 +4,7 @@ Owns the numbers, and who is followed. Knows no socket (`subscriber`) and no sta
 Used by one thread, that of the registry; `on_clear` is called from others.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.index import IndexStats
-from aibrix_extproc.kvevents.effects import SourceState
+from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.feed import EventIndex
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
@@ -42,7 +43,7 @@ class SourceView:
     rank: int
     model: str
     state: SourceState | None
-    """None: it sends no events."""
+    """None: it sends no events, or event sync is switched off."""
     usable: bool
     """Its depth may be believed."""
     sequence: int | None
@@ -92,6 +93,7 @@ class SourceManager:
         self._pods: dict[str, _Tracked] = {}
         self._sweeper = ThreadPoolExecutor(1, "index-sweeper")
         self._subscriber: Subscriber | None = None
+        self._switched_off = False
 
     # -- pods ---------------------------------------------------------------------------------
 
@@ -168,7 +170,58 @@ class SourceManager:
         )
         for tracked in self._pods.values():
             for rank, source in tracked.sources.items():
+                if self._switched_off:
+                    # Promised while no events came, and so for long.
+                    self._on_clear(source)
                 self._follow(tracked.pod, rank, source)
+        self._switched_off = False
+
+    async def stop_events(self) -> None:
+        """Follow nobody: no depth is believed from this call on, and the index is emptied.
+
+        `start_events` begins anew, with a sync of every source.
+        """
+        self._switched_off = True
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is None:
+            return
+        subscriber.stop()
+        followed = [
+            source
+            for tracked in self._pods.values()
+            for rank, source in tracked.sources.items()
+            if rank.event_endpoint is not None
+        ]
+        # In the sweeper's order: a source that goes from now on is taken out after this.
+        await asyncio.wrap_future(self._sweeper.submit(self._end, subscriber, followed))
+
+    def _end(self, subscriber: Subscriber, followed: Iterable[int]) -> None:
+        subscriber.close()
+        for source in followed:
+            self._empty(source)
+
+    async def resync(self, pod: str, rank: int) -> None:
+        """Empty one source and follow it anew. It is not believed meanwhile.
+
+        Raises KeyError where there is no such pod or rank, ValueError where it is not followed.
+        """
+        tracked = self._pods[pod]
+        name = next((one for one in tracked.sources if one.rank == rank), None)
+        if name is None:
+            raise KeyError(rank)
+        source, subscriber = tracked.sources[name], self._subscriber
+        if subscriber is None or subscriber.feed(source) is None:
+            raise ValueError(f"{pod} rank {rank} is not followed")
+        subscriber.remove(source)
+        await asyncio.wrap_future(self._sweeper.submit(self._empty, source))
+        # Meanwhile the pod may have gone, or event sync.
+        if self._subscriber is subscriber and tracked.sources.get(name) == source:
+            self._follow(tracked.pod, name, source)
+
+    def _empty(self, source: int) -> None:
+        self._index.clear_source(source)
+        self._metrics.source_clears.labels(ClearReason.OPERATOR).inc()
+        self._on_clear(source)
 
     def close(self) -> None:
         """End event sync; the index keeps what it holds."""
@@ -187,6 +240,11 @@ class SourceManager:
             if tracked is not None and tracked.pod.identity == pod.identity:
                 found += [Candidate(s, pod, rank.rank) for rank, s in tracked.sources.items()]
         return tuple(found)
+
+    @property
+    def following(self) -> bool:
+        """Events feed the index: by the setting, unless switched off."""
+        return self._settings.kv_event_sync and not self._switched_off
 
     def usable(self, source: int) -> bool:
         """Its depth may be believed: EXACT, PARTIAL, or SYNCING just after those."""
@@ -208,8 +266,11 @@ class SourceManager:
         return None if feed is None else feed.sync.sequence
 
     def synced(self) -> bool:
-        """Every source that sends events has got past its first sync, or is LOST."""
-        return all(
+        """Every source that sends events has got past its first sync, or is LOST.
+
+        While event sync is switched off there is none to wait for.
+        """
+        return self._switched_off or all(
             self._past_first_sync(source)
             for tracked in self._pods.values()
             for rank, source in tracked.sources.items()
@@ -231,7 +292,8 @@ class SourceManager:
 
     def _view(self, pod: Pod, rank: Rank, source: int, placements: int) -> SourceView:
         feed = self._subscriber.feed(source) if self._subscriber is not None else None
-        state = SourceState.CONNECTING if rank.event_endpoint is not None else None
+        sends = rank.event_endpoint is not None and not self._switched_off
+        state = SourceState.CONNECTING if sends else None
         return SourceView(
             source=source,
             pod=pod.key,

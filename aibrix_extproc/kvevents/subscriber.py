@@ -378,11 +378,18 @@ class Subscriber:
         entry = self._feeds.get(source)
         return None if entry is None else entry[0]
 
-    def close(self) -> None:
-        """End all threads and close all sockets."""
+    def stop(self) -> None:
+        """Nothing is applied any more when this returns; `close` must follow.
+
+        Waits for one batch of each source at most.
+        """
         for feed, _reader in self._feeds.values():
             feed.stop()
         self._feeds.clear()
+
+    def close(self) -> None:
+        """End all threads and close all sockets."""
+        self.stop()
         for reader in self._readers:
             reader.close()
         for reader in self._readers:

@@ -29,6 +29,7 @@ from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool
 from tests.support import eventually_async
 
+LEAST = {"routing-strategy": "least-request"}
 LONG = " ".join(f"word{i}" for i in range(400))
 
 
@@ -36,6 +37,7 @@ class Rig:
     """All that a decision needs, without Envoy."""
 
     def __init__(self, settings: Settings) -> None:
+        self.shadow = False
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         self.index = PrefixIndex()
@@ -56,6 +58,7 @@ class Rig:
             self.ledger,
             self.predictions,
             rng=Random(1),
+            shadow=lambda: self.shadow,
         )
 
     async def pick(self, body: dict[str, Any], **more: Any) -> Picked:
@@ -452,3 +455,19 @@ def test_the_share_that_matched_falls_into_aibrix_buckets(
     matched: int, length: int, bucket: str
 ) -> None:
     assert match_bucket(matched, length) == bucket
+
+
+# -- shadow mode ------------------------------------------------------------------------------
+
+
+async def test_in_shadow_mode_it_is_decided_as_ever_and_counted_by_the_pod() -> None:
+    async with running([plain_pod("a"), plain_pod("bb")]) as rig:
+        rig.shadow = True
+        picks = [await rig.pick(completion("x"), headers=LEAST) for _ in range(4)]
+        assert all(pick.shadow for pick in picks)
+        # Their load is reserved, else all would go to one pod.
+        for name in ("a", "bb"):
+            assert rig.value("aibrix_extproc_shadow_picks_total", pod=f"default/{name}") == 2
+        rig.shadow = False
+        assert not (await rig.pick(completion("x"), headers=LEAST)).shadow
+        assert rig.value("aibrix_extproc_shadow_picks_total", pod="default/a") == 2

@@ -282,3 +282,75 @@ def test_the_gauge_follows_the_pods_and_forgets_a_model_without_any() -> None:
     registry.remove("n/c")
     registry.upsert(pod("b"))
     assert gauge(metrics) == {("llama", "true"): 2, ("llama", "false"): 0}
+
+
+# -- pods that an operator has taken out ------------------------------------------------------
+
+
+def ready_names(registry: Registry) -> list[str]:
+    served = registry.resolve("llama")
+    return [one.name for one in registry.candidates(served)] if served else []
+
+
+def test_a_pod_that_is_taken_out_is_no_candidate_until_it_is_put_back(
+    registry: Registry, changes: list[Change]
+) -> None:
+    registry.replace([pod("a"), pod("b", address="10.0.0.2:8000")])
+    changes.clear()
+    assert registry.take_out("n/a")
+    assert ready_names(registry) == ["b"]
+    assert registry.taken_out() == ("n/a",)
+    assert [(before and before.ready, after and after.ready) for before, after in changes] == [
+        (True, False)
+    ]
+    assert not registry.take_out("n/a")
+    assert registry.put_back("n/a")
+    assert ready_names(registry) == ["a", "b"]
+    assert registry.taken_out() == ()
+    assert not registry.put_back("n/a")
+
+
+def test_a_pod_stays_out_through_listings_changes_and_what_it_says_of_itself(
+    registry: Registry,
+) -> None:
+    registry.replace([pod("a"), pod("b", address="10.0.0.2:8000")])
+    registry.take_out("n/a")
+    registry.replace([pod("a"), pod("b", address="10.0.0.2:8000")])
+    assert ready_names(registry) == ["b"]
+    registry.upsert(pod("a", ready=False))
+    registry.upsert(pod("a", labels={"x": "y"}))
+    assert ready_names(registry) == ["b"]
+    registry.learn(pod("a").identity, models("llama"))
+    assert ready_names(registry) == ["b"]
+    registry.put_back("n/a")
+    assert ready_names(registry) == ["a", "b"]
+
+
+def test_another_pod_under_the_name_of_one_that_was_out_is_a_candidate(registry: Registry) -> None:
+    registry.replace([pod("a")])
+    registry.take_out("n/a")
+    registry.upsert(pod("a", uid="another"))
+    assert ready_names(registry) == ["a"]
+    assert registry.taken_out() == ()
+
+
+def test_a_pod_that_went_is_not_out_any_more(registry: Registry) -> None:
+    registry.replace([pod("a")])
+    registry.take_out("n/a")
+    registry.replace([])
+    assert registry.taken_out() == ()
+    registry.replace([pod("a")])
+    assert ready_names(registry) == ["a"]
+
+
+def test_a_pod_that_is_not_ready_stays_so_when_it_is_put_back(registry: Registry) -> None:
+    registry.replace([pod("a", ready=False)])
+    registry.take_out("n/a")
+    registry.put_back("n/a")
+    assert ready_names(registry) == []
+
+
+def test_a_pod_that_is_not_known_can_be_neither_taken_out_nor_put_back(registry: Registry) -> None:
+    for move in (registry.take_out, registry.put_back):
+        with pytest.raises(KeyError):
+            move("n/a")

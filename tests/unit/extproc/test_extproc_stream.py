@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from msgspec.structs import replace
 
 from aibrix_extproc.errors import BodyModeUnsupported, ModelNotFound, TooManyStreams
 from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
@@ -525,3 +526,27 @@ def test_its_own_failure_ends_a_duplex_stream_with_an_error() -> None:
     effects = stream.failed("request_body")
     assert [e.code for e in effects if isinstance(e, Abort)] == ["INTERNAL"]
     assert replies(effects) == []
+
+
+# -- shadow mode ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX], ids=["buffered", "duplex"])
+def test_a_pick_of_shadow_mode_sets_no_header_and_its_load_is_released_at_the_end(
+    mode: Any,
+) -> None:
+    stream = make(debug_headers=True)
+    stream.receive(request_headers(mode=mode, **SPOOFED))
+    stream.receive(request_body(b"{}"))
+    effects = stream.decided(replace(three_pods(), shadow=True))
+    assert [e for e in effects if isinstance(e, Settled)] == [Settled("passed", "shadow")]
+    sent = common(replies(effects)[0])
+    assert set_headers(sent.header_mutation) == {}
+    assert set(sent.header_mutation.remove_headers) == set(DESTINATIONS)
+    assert not sent.clear_route_cache
+    assert not replies(effects)[0].HasField("dynamic_metadata")
+    told = stream.receive(response_headers())
+    assert PrefillDone("ticket") in told
+    answer = replies(told)[0].response_headers.response
+    assert "target-pod" not in set_headers(answer.header_mutation)
+    assert Release("ticket") in stream.closed(10.0)

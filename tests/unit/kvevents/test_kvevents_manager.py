@@ -1,5 +1,6 @@
 """Pods and ranks become sources, keep their numbers while they are the same cache, and go."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents import SourceManager, SourceState, SourceView
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
-from tests.kv_publisher import KvPublisher, stored, tokens_of
+from tests.kv_publisher import KvPublisher, payload_of, stored, tokens_of
 from tests.support import eventually, free_port
 
 ON = Settings(kv_event_sync=True, use_remote_tokenizer=True)
@@ -277,3 +278,114 @@ def test_the_sweep_of_a_large_source_does_not_hold_up_the_caller() -> None:
     index.go_on.set()
     manager.close()
     assert index.stats().sources == 0
+
+
+# -- switched off and on, emptied and followed anew -------------------------------------------
+
+
+def in_step(house: House, engine: KvPublisher, *hashes: int) -> int:
+    """Follow an engine that holds these blocks; its source."""
+    engine.publish(stored(list(hashes)))
+    house.is_now(pod(Rank(0, engine.endpoint, engine.replay_endpoint)))
+    house.manager.start_events()
+    eventually(lambda: house.index.stats().placements == len(hashes))
+    eventually(lambda: house.only().usable)
+    return house.only().source
+
+
+async def test_while_events_are_off_nothing_is_believed_held_or_followed(
+    house: House, engine: KvPublisher
+) -> None:
+    source = in_step(house, engine, 1, 2)
+    house.cleared.clear()
+    stopping = asyncio.ensure_future(house.manager.stop_events())
+    await asyncio.sleep(0)
+    assert not house.manager.usable(source)
+    await stopping
+    assert not house.manager.following
+    assert house.index.stats().placements == 0
+    assert house.cleared == [source]
+    assert house.numbers() == {0: source}
+    view = house.only()
+    assert (view.state, view.usable) == (None, False)
+    assert house.manager.synced()
+    engine.publish(stored([3], parent=2))
+    assert house.index.stats().placements == 0
+
+
+async def test_events_that_are_on_again_bring_all_back(house: House, engine: KvPublisher) -> None:
+    source = in_step(house, engine, 1, 2)
+    await house.manager.stop_events()
+    engine.publish(stored([3], parent=2))
+    house.cleared.clear()
+    house.manager.start_events()
+    assert house.cleared == [source], "what was promised meanwhile is void"
+    assert house.manager.following
+    eventually(lambda: house.only().state is SourceState.EXACT)
+    assert house.index.match("m", tokens_of([1, 2, 3])) == {source: 3}
+
+
+async def test_pods_may_come_and_go_while_events_are_off(house: House, engine: KvPublisher) -> None:
+    in_step(house, engine, 1)
+    await house.manager.stop_events()
+    house.is_now(None)
+    house.is_now(pod(Rank(0, engine.endpoint, engine.replay_endpoint), name="b"))
+    house.manager.start_events()
+    eventually(lambda: house.only().state is SourceState.EXACT)
+    assert house.index.stats().placements == 1
+
+
+async def test_events_can_be_stopped_twice_and_before_they_start(house: House) -> None:
+    house.is_now(pod())
+    await house.manager.stop_events()
+    await house.manager.stop_events()
+    house.manager.start_events()
+    assert house.manager.sends_events(house.only().source)
+
+
+async def test_one_source_is_emptied_and_followed_anew(house: House, engine: KvPublisher) -> None:
+    source = in_step(house, engine, 1, 2)
+    house.cleared.clear()
+    asked = len(engine.asked_from)
+    await house.manager.resync("default/a", 0)
+    assert house.cleared == [source]
+    eventually(lambda: house.only().state is SourceState.EXACT)
+    assert house.index.match("m", tokens_of([1, 2])) == {source: 2}
+    assert engine.asked_from[asked:][0] == 0
+    cleared = house.metrics.registry.get_sample_value(
+        "aibrix_kv_source_clears_total", {"reason": "operator"}
+    )
+    assert cleared == 1
+
+
+async def test_what_the_engine_never_held_is_gone_after_a_resync(
+    house: House, engine: KvPublisher
+) -> None:
+    source = in_step(house, engine, 1)
+    house.index.apply(source, payload_of(stored([9])))
+    assert house.index.match("m", tokens_of([9])) == {source: 1}
+    await house.manager.resync("default/a", 0)
+    eventually(lambda: house.only().state is SourceState.EXACT)
+    assert house.index.match("m", tokens_of([9])) == {}
+
+
+async def test_a_source_that_goes_during_its_resync_is_not_followed_again(
+    house: House, engine: KvPublisher
+) -> None:
+    source = in_step(house, engine, 1)
+    resync = asyncio.ensure_future(house.manager.resync("default/a", 0))
+    await asyncio.sleep(0)
+    house.is_now(None)
+    await resync
+    assert not house.manager.sends_events(source)
+    eventually(lambda: house.index.stats().sources == 0)
+
+
+async def test_only_a_source_that_is_followed_can_be_synced_anew(house: House) -> None:
+    house.is_now(pod())
+    with pytest.raises(KeyError):
+        await house.manager.resync("default/b", 0)
+    with pytest.raises(KeyError):
+        await house.manager.resync("default/a", 1)
+    with pytest.raises(ValueError, match="not followed"):
+        await house.manager.resync("default/a", 0)
