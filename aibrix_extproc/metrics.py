@@ -196,6 +196,18 @@ class Metrics:
         self.source_state = self._gauge(
             "aibrix_kv_source_state", "1 for the state that a source is in.", "pod", "rank", "state"
         )
+        self.source_stale = self._gauge(
+            "aibrix_kv_source_stale",
+            "1 where a source has been silent for too long to be believed.",
+            "pod",
+            "rank",
+        )
+        self.source_waiting_bytes = self._gauge(
+            "aibrix_kv_source_waiting_bytes",
+            "Memory of the live batches that wait for a replay.",
+            "pod",
+            "rank",
+        )
         self.source_lag = self._gauge(
             "aibrix_kv_source_lag_seconds",
             "Between an engine's time stamp on the last batch and its arrival.",
@@ -215,6 +227,18 @@ class Metrics:
             "pod",
             "rank",
             "result",
+        )
+        self.disconnects = self._counter(
+            "aibrix_kv_disconnects_total",
+            "Connections of a source's event stream that ended.",
+            "pod",
+            "rank",
+        )
+        self.handshake_failures = self._counter(
+            "aibrix_kv_handshake_failures_total",
+            "Connections to an engine's port that came to no ZMQ conversation.",
+            "pod",
+            "rank",
         )
         self.source_clears = self._counter(
             "aibrix_kv_source_clears_total",

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.setting_agreement import AgreementSettings
+from aibrix_extproc.setting_events import EventSettings, IndexBackend
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_types import (
     LOWER,
@@ -26,7 +27,6 @@ from aibrix_extproc.setting_types import (
     DurationOrZero,
     Endpoint,
     Flag,
-    Port,
     SettingsGroup,
     Size,
     var,
@@ -65,15 +65,6 @@ class BodyMode(StrEnum):
 
     BUFFERED = "buffered"
     DUPLEX = "duplex"
-
-
-class IndexBackend(StrEnum):
-    """Which implementation of the index serves."""
-
-    AUTO = "auto"
-    """The compiled core where it is built, else the reference."""
-    CORE = "core"
-    REFERENCE = "reference"
 
 
 class _AibrixSettings(SettingsGroup):
@@ -120,7 +111,7 @@ class _AibrixSettings(SettingsGroup):
     )
 
 
-class Settings(AgreementSettings, ServerSettings, _AibrixSettings):
+class Settings(EventSettings, AgreementSettings, ServerSettings, _AibrixSettings):
     """Everything that an operator can set. Names carry units; `from_environment` builds it.
 
     The groups stand in the order of their bases, the last one first.
@@ -258,49 +249,6 @@ class Settings(AgreementSettings, ServerSettings, _AibrixSettings):
         10.0,
         "AIBRIX_EXTPROC_PROBE_INTERVAL",
         "How often each pod is asked for its `/v1/models` and `/kv_event_sources`.",
-    )
-
-    # -- event sync ---------------------------------------------------------------------------
-    kv_event_port: Port = var(
-        5557, "AIBRIX_KV_EVENT_PORT", "Event port of a pod that names none; rank r adds r."
-    )
-    kv_replay_port: Port = var(
-        5558, "AIBRIX_KV_REPLAY_PORT", "Replay port of a pod that names none; rank r adds r."
-    )
-    kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = var(
-        2, "AIBRIX_KV_SUBSCRIBER_THREADS", "Threads that read all event streams."
-    )
-    kv_index_backend: IndexBackend = var(
-        IndexBackend.AUTO,
-        "AIBRIX_KV_INDEX_BACKEND",
-        "`core` (compiled), `reference` (plain Python, far slower), or `auto`: the core where it "
-        "is built.",
-    )
-    kv_index_max_bytes: Size = var(
-        2 * 1024 * 1024 * 1024,
-        "AIBRIX_KV_INDEX_MAX_BYTES",
-        "Size of the index; above it a source takes no new block until it is cleared. 0: no limit.",
-    )
-    kv_max_orphans: Annotated[int, Field(ge=0)] = var(
-        4096, "AIBRIX_KV_MAX_ORPHANS", "Parked blocks per source whose parent is unknown."
-    )
-    kv_replay_timeout_s: Duration = var(
-        5.0, "AIBRIX_KV_REPLAY_TIMEOUT", "Longest silence within one replay."
-    )
-    kv_queue_bytes: Size = var(
-        64 * 1024 * 1024,
-        "AIBRIX_KV_QUEUE_BYTES",
-        "Live batches that wait for a replay, per source; above it the source is LOST.",
-    )
-    kv_idle_probe_s: Duration = var(
-        10.0,
-        "AIBRIX_KV_IDLE_PROBE",
-        "A source silent for this long is asked for what follows its last number.",
-    )
-    kv_lost_after_s: Duration = var(
-        60.0,
-        "AIBRIX_KV_LOST_AFTER",
-        "A source that cannot be reached for this long is LOST and cleared.",
     )
 
     @classmethod

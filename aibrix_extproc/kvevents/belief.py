@@ -10,6 +10,7 @@ from aibrix_extproc.kvevents.effects import (
     Effect,
     Effects,
     SourceState,
+    StaleChanged,
     StateChanged,
 )
 
@@ -29,6 +30,8 @@ class Belief:
         """Something was applied since the last clear."""
         self.first_sync_done = False
         """It has been EXACT, PARTIAL or LOST once."""
+        self.stale = False
+        """Nothing was heard for too long to believe what is held."""
         self._held_through = False
         self._owed: list[Effect] = []
 
@@ -39,7 +42,8 @@ class Belief:
         SYNCING counts where it follows EXACT or PARTIAL and nothing was cleared since: what a
         replay builds up again passes through the engine's past, with blocks long removed.
         """
-        return self.state in IN_SYNC or (self.state is SourceState.SYNCING and self._held_through)
+        held = self.state is SourceState.SYNCING and self._held_through
+        return (self.state in IN_SYNC or held) and not self.stale
 
     def become(self, state: SourceState, why: str) -> None:
         """Change the state; nothing where it is the same."""
@@ -59,6 +63,12 @@ class Belief:
         self.dirty = False
         self.complete = False
         self.doubt()
+
+    def mark_stale(self, stale: bool, silent_s: float) -> None:
+        """The source has been silent for too long, or is heard again."""
+        if stale is not self.stale:
+            self.stale = stale
+            self.owe(StaleChanged(stale, silent_s))
 
     def doubt(self) -> None:
         """What is built up while SYNCING is not to be believed before its end."""

@@ -34,6 +34,12 @@ class ClearReason(StrEnum):
     """More live batches waited for a replay than AIBRIX_KV_QUEUE_BYTES allows."""
     LOST = "lost"
     """No contact for AIBRIX_KV_LOST_AFTER."""
+    STALE = "stale"
+    """Silent for AIBRIX_KV_STALE_AFTER, and there is no replay port that could be asked."""
+    REFILL = "refill"
+    """Older batches can be had after all: the source is built up anew from them."""
+    INFLATED = "inflated"
+    """It holds more blocks than its engine has."""
     OPERATOR = "operator"
     """A lever: the source is to be synced anew, or event sync was switched off."""
 
@@ -96,6 +102,14 @@ class Noticed:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleChanged:
+    """Show it, and log it: the source has been silent for `silent_s`, or is heard again."""
+
+    stale: bool
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """Log it."""
 
@@ -104,5 +118,7 @@ class StateChanged:
     why: str
 
 
-Effect = Apply | Clear | AskReplay | CancelReplay | Reconnect | Noticed | StateChanged
+Effect = (
+    Apply | Clear | AskReplay | CancelReplay | Reconnect | Noticed | StaleChanged | StateChanged
+)
 Effects = tuple[Effect, ...]

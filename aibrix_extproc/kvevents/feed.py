@@ -8,10 +8,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied
+from aibrix_extproc.index.results import (
+    CONFLICT,
+    MISFIT,
+    PAYLOAD,
+    UNKNOWN_EVENT,
+    UNREADABLE_CLEARED,
+    UNREADABLE_EVENT,
+    UNREADABLE_REMOVED,
+    UNREADABLE_STORED,
+)
 from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import (
     Apply,
@@ -24,10 +34,12 @@ from aibrix_extproc.kvevents.effects import (
     Noticed,
     Reconnect,
     SourceState,
+    StaleChanged,
     StateChanged,
 )
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
 from aibrix_extproc.kvevents.wire import BadFrame, BadFrames, parse_live
+from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
@@ -43,6 +55,21 @@ _REPLAY_RESULTS: Final = (
 )
 _MAYBE_ANOTHER_ENGINE: Final = (ClearReason.RESTART, ClearReason.UNPROVEN, ClearReason.LOST)
 _GOOD_STATES: Final = (SourceState.EXACT, SourceState.SYNCING)
+
+
+_UNREADABLE: Final = frozenset(
+    {PAYLOAD, UNREADABLE_EVENT, UNREADABLE_STORED, UNREADABLE_REMOVED, UNREADABLE_CLEARED}
+    | {UNKNOWN_EVENT, MISFIT, CONFLICT}
+)
+"""Reasons that bytes spoilt on the way would have as well."""
+
+
+class _Result(NamedTuple):
+    """What applying one batch came to."""
+
+    cleared: bool
+    loss: ClearReason | None
+    unreadable: bool
 
 
 class EventIndex(Protocol):
@@ -86,12 +113,14 @@ class Feed:
         self._metrics = metrics
         self._on_clear = on_clear
         self._on_new_engine = on_new_engine
+        self._log = StateLog(logger)
         self._lock = threading.Lock()
         self._stopped = False
         self._labels = (pod, str(rank.rank))
         limits = SyncLimits(
             queue_bytes=settings.kv_queue_bytes,
             idle_probe_s=settings.kv_idle_probe_s,
+            stale_after_s=settings.kv_stale_after_s,
             lost_after_s=settings.kv_lost_after_s,
         )
         self.sync = SourceSync(
@@ -102,15 +131,22 @@ class Feed:
             self.sync.resume(resume)
         self._batches = metrics.batches.labels(*self._labels)
         self._lag = metrics.source_lag.labels(*self._labels)
+        self._stale = metrics.source_stale.labels(*self._labels)
+        self._waiting = metrics.source_waiting_bytes.labels(*self._labels)
+        self._waiting_bytes = 0
         for state in SourceState:
             metrics.source_state.labels(*self._labels, state).set(state is self.sync.state)
 
     # -- inputs, from the reader thread -------------------------------------------------------
 
     def connected(self, line: Line, now: float) -> None:
+        self._log.changed(f"{self._name}: its event port", "ok")
         self._run(line, now, self.sync.connected(now))
 
     def disconnected(self, line: Line, now: float) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._metrics.disconnects.labels(*self._labels).inc()
         self._run(line, now, self.sync.disconnected(now))
 
     def tick(self, line: Line, now: float) -> None:
@@ -136,9 +172,32 @@ class Feed:
     def replay_failed(self, line: Line, ask: int, *, port_closed: bool, now: float) -> None:
         self._run(line, now, self.sync.replay_failed(ask, port_closed=port_closed, now=now))
 
+    def replay_put(self, ask: int, now: float) -> None:
+        """The question is on its way."""
+        self.sync.replay_put(ask, now)
+
+    def replay_port_open(self, line: Line, now: float) -> None:
+        """Somebody listens on the replay port that was closed."""
+        self._run(line, now, self.sync.replay_port_open(now))
+
+    def discard(self, line: Line, reason: ClearReason, now: float) -> None:
+        """What is held cannot be right: empty the source, and go on."""
+        self._run(line, now, self.sync.discard(reason, now))
+
     def failed(self, line: Line, now: float) -> None:
         """This process failed while it served the source: empty it, and connect anew."""
         self._run(line, now, self.sync.failed(now))
+
+    def handshake_failed(self, why: str) -> None:
+        """Whoever listens on the event port does not speak with us."""
+        with self._lock:
+            if not self._stopped:
+                self._metrics.handshake_failures.labels(*self._labels).inc()
+                self._log.changed(
+                    f"{self._name}: its event port",
+                    "no handshake",
+                    f"{why}: is it an engine's event port, and are the CURVE keys right?",
+                )
 
     def bad_frames(self, reason: BadFrame) -> None:
         self._metrics.bad_frames.labels(reason).inc()
@@ -162,9 +221,12 @@ class Feed:
         """
         with self._lock:
             self._stopped = True
-            for metric in (self._metrics.batches, self._metrics.gaps, self._metrics.restarts):
-                metric.remove(*self._labels)
-            self._metrics.source_lag.remove(*self._labels)
+            known = self._metrics
+            counters = (known.batches, known.gaps, known.restarts)
+            for counter in (*counters, known.disconnects, known.handshake_failures):
+                counter.remove(*self._labels)
+            for gauge in (known.source_lag, known.source_stale, known.source_waiting_bytes):
+                gauge.remove(*self._labels)
             for result in _REPLAY_RESULTS:
                 self._metrics.replays.remove(*self._labels, result)
             for state in SourceState:
@@ -174,16 +236,22 @@ class Feed:
 
     def _run(self, line: Line, now: float, effects: Effects) -> None:
         """Carry out effects until the state machine wants nothing more."""
+        self._show_waiting()
         while effects:
             result = self._carry_out_all(effects, line)
             if result is None:
                 return
-            cleared, loss = result
-            effects = self.sync.applied(cleared=cleared, loss=loss, now=now)
+            effects = self.sync.applied(
+                cleared=result.cleared, loss=result.loss, unreadable=result.unreadable, now=now
+            )
 
-    def _carry_out_all(
-        self, effects: Effects, line: Line
-    ) -> tuple[bool, ClearReason | None] | None:
+    def _show_waiting(self) -> None:
+        waiting_bytes = self.sync.pending_bytes
+        if waiting_bytes != self._waiting_bytes:
+            self._waiting_bytes = waiting_bytes
+            self._waiting.set(waiting_bytes)
+
+    def _carry_out_all(self, effects: Effects, line: Line) -> "_Result | None":
         """The result of the batch applied at the end; None where there was none.
 
         The lock is held for one batch at a time, so that `stop` need not wait for a whole queue.
@@ -197,14 +265,14 @@ class Feed:
                 self._carry_out(effect, line)
         return None
 
-    def _apply(self, effect: Apply) -> tuple[bool, ClearReason | None]:
+    def _apply(self, effect: Apply) -> "_Result":
         """Give a batch to the index. An error of ours is a loss of this source, and no more."""
         self._checkpoint = None
         try:
             applied = self._index.apply(self.source, effect.payload)
         except Exception:
             logger.exception("%s: batch %d could not be applied", self._name, effect.sequence)
-            return False, ClearReason.ERROR
+            return _Result(False, ClearReason.ERROR, False)
         if applied.stored:
             self._metrics.blocks_stored.inc(applied.stored)
         if applied.removed:
@@ -216,15 +284,22 @@ class Feed:
             self._lag.set(self.lag_s)
         if applied.cleared:
             self._on_clear(self.source)
+        unreadable = effect.live and not _UNREADABLE.isdisjoint(applied.skipped)
         if applied.lossy:
-            return applied.cleared > 0, ClearReason.LOSSY
+            return _Result(applied.cleared > 0, ClearReason.LOSSY, unreadable)
         complete = self.sync.complete or applied.cleared > 0
         self._checkpoint = Checkpoint(effect.sequence, digest_of(effect.payload), complete)
-        return applied.cleared > 0, None
+        return _Result(applied.cleared > 0, None, unreadable)
 
     def _carry_out(
         self,
-        effect: Clear | AskReplay | CancelReplay | Reconnect | Noticed | StateChanged,
+        effect: Clear
+        | AskReplay
+        | CancelReplay
+        | Reconnect
+        | Noticed
+        | StaleChanged
+        | StateChanged,
         line: Line,
     ) -> None:
         match effect:
@@ -243,6 +318,11 @@ class Feed:
                 line.reconnect()
             case Noticed(what):
                 self._count(what)
+            case StaleChanged(stale, silent_s):
+                self._stale.set(stale)
+                self._log.changed(
+                    f"{self._name}: its silence", "stale" if stale else "ok", f"{silent_s:.0f} s"
+                )
             case StateChanged(before, after, why):
                 self._changed(before, after, why)
 

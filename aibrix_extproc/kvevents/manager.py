@@ -15,6 +15,7 @@ from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.index import IndexStats
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.feed import EventIndex
+from aibrix_extproc.kvevents.sockets import link_options
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.types import Candidate
@@ -46,6 +47,8 @@ class SourceView:
     """None: it sends no events, or event sync is switched off."""
     usable: bool
     """Its depth may be believed."""
+    stale: bool
+    """Silent for longer than it is believed."""
     sequence: int | None
     """Number of the last batch applied."""
     lag_s: float | None
@@ -83,7 +86,11 @@ class SourceManager:
 
         `on_new_engine(pod)`: the engine of `namespace/name` started anew, or may have. Called
         from any thread.
+
+        Raises SettingsError for CURVE keys that cannot be used.
         """
+        if settings.kv_event_sync:
+            link_options(settings)  # bad keys are to stop the start before a port is opened
         self._index = index
         self._settings = settings
         self._metrics = metrics
@@ -301,6 +308,7 @@ class SourceManager:
             model=pod.model,
             state=feed.sync.state if feed else state,
             usable=feed is not None and feed.sync.usable,
+            stale=feed is not None and feed.sync.stale,
             sequence=feed.sync.sequence if feed else None,
             lag_s=feed.lag_s if feed else None,
             placements=placements,

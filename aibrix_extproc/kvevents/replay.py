@@ -14,7 +14,13 @@ from typing import Final
 
 import zmq
 
-from aibrix_extproc.kvevents.sockets import Context, Link, LinkEvent, Switchboard
+from aibrix_extproc.kvevents.sockets import (
+    Context,
+    Link,
+    LinkEvent,
+    LinkOptions,
+    Switchboard,
+)
 from aibrix_extproc.kvevents.wire import (
     BadFrame,
     BadFrames,
@@ -29,6 +35,9 @@ _MAX_SILENCES: Final = 2
 _MAX_QUESTIONS: Final = 20
 """Of one replay; holes after that are passed on as they are."""
 _REFUSALS_OF_A_CLOSED_PORT: Final = 3
+_SLOW_S: Final = 1.0
+"""An engine that has not answered for so long does not hold up the questions to others."""
+_DRAIN_LIMIT: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ class Conversation:
     def reply(self, frames: Sequence[bytes], now: float) -> Outcome | None:
         """Read one reply; None where it brings nothing new. Raises BadFrames."""
         reply = parse_replay(frames)
+        self._reached = True
         self._heard_at = now
         if isinstance(reply, ReplayEnd):
             return reply
@@ -90,6 +100,18 @@ class Conversation:
     def reached(self) -> None:
         """Someone who speaks ZMQ is at the port."""
         self._reached = True
+
+    def cut(self, now: float) -> AskAgain | ReplayFailed | None:
+        """The connection ended, and with it what was still to come. None before it stood."""
+        if not self._reached:
+            return None
+        if self._questions >= _MAX_QUESTIONS:
+            return ReplayFailed(f"the connection ended {self._questions} times")
+        return self._again(now)
+
+    def waits_since(self) -> float:
+        """When the last reply came, or the last question was put."""
+        return self._heard_at
 
     def refused(self) -> ReplayFailed | None:
         """A connection to the port was refused; once it was reached, that means a restart."""
@@ -111,6 +133,8 @@ class Conversation:
 
     def _again(self, now: float) -> AskAgain:
         self._questions += 1
+        self._refusals = 0
+        self._reached = False
         self._replies = 0
         self._heard_at = now
         return AskAgain(self._next)
@@ -125,6 +149,7 @@ class Replay:
         board: Switchboard,
         handler: Callable[[float], None],
         question: Question,
+        options: LinkOptions,
         now: float,
     ) -> None:
         """Connects and asks. Raises zmq.ZMQError for an endpoint that is none."""
@@ -133,6 +158,7 @@ class Replay:
         self._context = context
         self._board = board
         self._handler = handler
+        self._options = options
         self._link = self._ask(question.start)
 
     def read(
@@ -143,12 +169,17 @@ class Replay:
         A reply that is none gives its reason; what it may have held shows as a hole.
         """
         messages = self._link.drain(limit)
+        cut = False
         for event in self._link.events():
             if event is LinkEvent.UP:
                 self._conversation.reached()
+            elif event is LinkEvent.DOWN:
+                cut = True
             elif event is LinkEvent.REFUSED and (failed := self._conversation.refused()):
                 yield failed
                 return
+        if cut:
+            messages += self._link.drain(_DRAIN_LIMIT)
         for frames in messages:
             try:
                 outcome = self._conversation.reply(frames, now)
@@ -160,6 +191,15 @@ class Replay:
                 return
             if outcome is not None:
                 yield outcome
+        if cut and (outcome := self._conversation.cut(now)) is not None:
+            if isinstance(outcome, AskAgain):
+                self._ask_again(outcome)
+            else:
+                yield outcome
+
+    def receives(self, now: float) -> bool:
+        """Whether replies come, or are to be expected at once: it takes memory and the engine."""
+        return now - self._conversation.waits_since() < _SLOW_S
 
     def check(self, now: float) -> ReplayFailed | None:
         """Ask again, or give up, where the silence has become too long."""
@@ -178,6 +218,37 @@ class Replay:
         self._link = self._ask(again.start)
 
     def _ask(self, start: int) -> Link:
-        link = Link(self._context, zmq.DEALER, self.question.endpoint, self._board, self._handler)
+        link = Link(
+            self._context,
+            zmq.DEALER,
+            self.question.endpoint,
+            self._board,
+            self._handler,
+            self._options,
+        )
         link.send(replay_request(start))
         return link
+
+
+class PortWatch:
+    """A connection that waits for a closed replay port to open. libzmq tries once a second."""
+
+    def __init__(
+        self,
+        context: Context,
+        board: Switchboard,
+        on_open: Callable[[float], None],
+        endpoint: str,
+        options: LinkOptions,
+    ) -> None:
+        """Calls `on_open(now)` from the board's thread. Raises zmq.ZMQError."""
+        self._on_open = on_open
+        self._link = Link(context, zmq.DEALER, endpoint, board, self._readable, options)
+
+    def close(self) -> None:
+        """Its sockets, at once."""
+        self._link.close()
+
+    def _readable(self, now: float) -> None:
+        if LinkEvent.UP in self._link.events():
+            self._on_open(now)

@@ -3,19 +3,26 @@
 Owns options and events of sockets. Knows nothing of sources, batches or replays.
 """
 
+import functools
 import itertools
+import operator
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 import zmq
 
+from aibrix_extproc.kvevents.curve import CurveKeys, load_curve_keys
+from aibrix_extproc.settings import Settings
+
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
-_HEARTBEAT_INTERVAL_MS: Final = 5_000
-_HEARTBEAT_TIMEOUT_MS: Final = 15_000
+_SILENT_HEARTBEATS: Final = 3
+_CONNECT_TIMEOUT_MS: Final = 2_000
+"""Else a lost SYN is repeated after 1, 3, 7, 15 … s, long after a cut network is whole again."""
 _KEEPALIVE_IDLE_S: Final = 30
 _KEEPALIVE_INTERVAL_S: Final = 10
 _KEEPALIVE_PROBES: Final = 3
@@ -36,6 +43,32 @@ class LinkEvent(IntEnum):
     DOWN = zmq.EVENT_DISCONNECTED
     REFUSED = zmq.EVENT_CONNECT_RETRIED
     """An attempt to connect failed; another follows."""
+    NO_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    """The peer hung up during the handshake: no ZMQ, another kind of socket, or not our keys."""
+    BAD_HANDSHAKE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    NOT_ADMITTED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+HANDSHAKE_FAILED: Final = frozenset(
+    {LinkEvent.NO_HANDSHAKE, LinkEvent.BAD_HANDSHAKE, LinkEvent.NOT_ADMITTED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """What all sockets towards engines have in common."""
+
+    heartbeat_s: float
+    max_message_bytes: int
+    """A longer message ends the connection that brings it."""
+    curve: CurveKeys | None = None
+
+
+def link_options(settings: Settings) -> LinkOptions:
+    """As the settings say. Raises SettingsError for keys that cannot be used."""
+    return LinkOptions(
+        settings.kv_heartbeat_s, settings.kv_max_message_bytes, load_curve_keys(settings)
+    )
 
 
 def new_context() -> Context:
@@ -84,6 +117,7 @@ class Link:
         endpoint: str,
         board: Switchboard,
         handler: Callable[[float], None],
+        options: LinkOptions,
     ) -> None:
         self._board = board
         self._socket = context.socket(kind)
@@ -93,7 +127,7 @@ class Link:
             self._socket.close(0)
             raise
         try:
-            self._set_options(kind)
+            self._set_options(kind, options)
             self._socket.connect(endpoint)
         except zmq.ZMQError:
             self.close()
@@ -102,18 +136,21 @@ class Link:
         board.plug(self._monitor, handler)
 
     def _watch(self) -> Socket:
-        events = LinkEvent.UP | LinkEvent.DOWN | LinkEvent.REFUSED
+        events = functools.reduce(operator.or_, LinkEvent)
         name = f"inproc://monitor-{next(_monitor_names)}"
         return self._socket.get_monitor_socket(events, name)
 
-    def _set_options(self, kind: int) -> None:
+    def _set_options(self, kind: int, wanted: LinkOptions) -> None:
+        heartbeat_ms = round(wanted.heartbeat_s * 1000)
         options = {
             zmq.LINGER: 0,
             zmq.IPV6: 1,
             zmq.RECONNECT_IVL: _RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: _RECONNECT_MAX_MS,
-            zmq.HEARTBEAT_IVL: _HEARTBEAT_INTERVAL_MS,
-            zmq.HEARTBEAT_TIMEOUT: _HEARTBEAT_TIMEOUT_MS,
+            zmq.CONNECT_TIMEOUT: _CONNECT_TIMEOUT_MS,
+            zmq.HEARTBEAT_IVL: heartbeat_ms,
+            zmq.HEARTBEAT_TIMEOUT: heartbeat_ms * _SILENT_HEARTBEATS,
+            zmq.MAXMSGSIZE: wanted.max_message_bytes,
             zmq.TCP_KEEPALIVE: 1,
             zmq.TCP_KEEPALIVE_IDLE: _KEEPALIVE_IDLE_S,
             zmq.TCP_KEEPALIVE_INTVL: _KEEPALIVE_INTERVAL_S,
@@ -122,6 +159,10 @@ class Link:
         }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
+        if wanted.curve is not None:
+            self._socket.curve_serverkey = wanted.curve.server_public
+            self._socket.curve_publickey = wanted.curve.public
+            self._socket.curve_secretkey = wanted.curve.secret
         if kind == zmq.SUB:
             self._socket.setsockopt(zmq.SUBSCRIBE, b"")
 

@@ -15,194 +15,42 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
-
-import zmq
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.kvevents.checkpoint import Checkpoint
+from aibrix_extproc.kvevents.effects import ClearReason
 from aibrix_extproc.kvevents.feed import EventIndex, Feed
-from aibrix_extproc.kvevents.replay import Question, Replay, ReplayFailed
-from aibrix_extproc.kvevents.sockets import Context, Link, LinkEvent, Switchboard, new_context
-from aibrix_extproc.kvevents.wire import BadFrame, ReplayBatch, ReplayEnd
+from aibrix_extproc.kvevents.line import SourceLine
+from aibrix_extproc.kvevents.replay import Question
+from aibrix_extproc.kvevents.sockets import (
+    Context,
+    LinkOptions,
+    Switchboard,
+    link_options,
+    new_context,
+)
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_A_TURN: Final = 64
-"""Of one source, before the next one has its turn."""
 _TICK_S: Final = 0.1
 _REPLAYS_AT_ONCE: Final = 8
-"""Per thread: their replies wait in memory, up to an engine's whole buffer each."""
-_DRAIN_LIMIT: Final = 1_000_000
-_OPEN_AGAIN_S: Final = 2.0
-"""After a subscription could not be opened: others may have freed their sockets by then."""
-
-
-class SourceLine:
-    """The sockets of one source: its subscription, and its replay while one is under way."""
-
-    def __init__(self, feed: Feed, endpoint: str, reader: "Reader") -> None:
-        self.feed = feed
-        self._endpoint = endpoint
-        self._reader = reader
-        self._link: Link | None = None
-        self._replay: Replay | None = None
-        self._open_at: float | None = None
-        """When to try again to subscribe; None where there is no need."""
-
-    def open(self, now: float) -> None:
-        """Subscribe. What cannot be is logged once and tried again; its source is LOST in time."""
-        reader = self._reader
-        try:
-            self._link = Link(
-                reader.context, zmq.SUB, self._endpoint, reader.board, self._subscription_readable
-            )
-        except zmq.ZMQError as error:
-            if self._open_at is None:
-                logger.error("%s: cannot subscribe to %s: %s", self.feed.pod, self._endpoint, error)
-            self._open_at = now + _OPEN_AGAIN_S
-        else:
-            self._open_at = None
-
-    def close(self) -> None:
-        """All its sockets, at once."""
-        self._end_replay()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-    def tick(self, now: float) -> None:
-        """What is due with time: the replay's time-out, the source's own clock."""
-        self._guarded(self._tick, now)
-
-    # -- deeds of the feed --------------------------------------------------------------------
-
-    def ask(self, ask: int, start: int) -> None:
-        """Begin a replay, or queue it where enough are under way."""
-        endpoint = self.feed.rank.replay_endpoint or ""
-        timeout_s = self._reader.settings.kv_replay_timeout_s
-        self._reader.want_replay(self, Question(ask, endpoint, start, timeout_s))
-
-    def cancel(self, ask: int) -> None:
-        """Answers to this question are not wanted any more."""
-        self._end_replay()
-
-    def reconnect(self) -> None:
-        """A new subscription in the place of the old one, whose unread batches are dropped."""
-        self.close()
-        self.open(time.monotonic())
-
-    def begin_replay(self, question: Question, now: float) -> None:
-        """Put the question. An endpoint that is none counts as a closed port."""
-        self._guarded(lambda now: self._begin_replay(question, now), now)
-
-    def _begin_replay(self, question: Question, now: float) -> None:
-        reader = self._reader
-        try:
-            self._replay = Replay(
-                reader.context, reader.board, self._replay_readable, question, now
-            )
-        except zmq.ZMQError as error:
-            logger.error("%s: cannot ask %s: %s", self.feed.pod, question.endpoint, error)
-            self._fail_replay(question, ReplayFailed(str(error), port_closed=True), now)
-
-    # -- what can be read ---------------------------------------------------------------------
-
-    def _subscription_readable(self, now: float) -> None:
-        self._guarded(self._read_subscription, now)
-
-    def _replay_readable(self, now: float) -> None:
-        self._guarded(self._read_replay, now)
-
-    def _guarded(self, action: Callable[[float], None], now: float) -> None:
-        """An error in one source must not end the thread that serves the others."""
-        try:
-            action(now)
-        except Exception:
-            logger.exception("%s: event sync failed, it starts over", self.feed.pod)
-            try:
-                self.feed.failed(self, now)
-            except Exception:
-                logger.exception("%s: it could not start over", self.feed.pod)
-
-    def _read_subscription(self, now: float) -> None:
-        """Read a turn of live batches, and never mix those of two connections.
-
-        The monitor is read after the batches: what tells of a new connection is there before
-        its first batch is. Batches that may be of either connection are dropped; the question
-        that follows a new connection brings them again.
-        """
-        link = self._link
-        if link is None:
-            return
-        messages = link.drain(_BATCHES_A_TURN)
-        events = link.events()
-        if LinkEvent.DOWN in events:
-            messages += link.drain(_DRAIN_LIMIT)
-            events += link.events()
-            if LinkEvent.UP not in events[events.index(LinkEvent.DOWN) :]:
-                self._give(messages, link, now)
-            messages = []
-        for event in events:
-            if event is LinkEvent.UP:
-                self.feed.connected(self, now)
-            elif event is LinkEvent.DOWN:
-                self.feed.disconnected(self, now)
-        self._give(messages, link, now)
-
-    def _give(self, messages: Iterable[list[bytes]], link: Link, now: float) -> None:
-        for frames in messages:
-            if self._link is not link:
-                return
-            self.feed.live(self, frames, now)
-
-    def _read_replay(self, now: float) -> None:
-        replay = self._replay
-        if replay is None:
-            return
-        ask = replay.question.ask
-        for outcome in replay.read(_BATCHES_A_TURN, now):
-            if isinstance(outcome, ReplayBatch):
-                self.feed.replayed(self, ask, outcome.sequence, outcome.payload, now)
-            elif isinstance(outcome, BadFrame):
-                self.feed.bad_frames(outcome)
-            elif isinstance(outcome, ReplayEnd):
-                self._end_replay()
-                self.feed.replay_ended(self, ask, now)
-            else:
-                self._fail_replay(replay.question, outcome, now)
-            if self._replay is not replay:
-                return
-
-    def _tick(self, now: float) -> None:
-        if self._open_at is not None and now >= self._open_at:
-            self.open(now)
-        replay = self._replay
-        if replay is not None and (failed := replay.check(now)) is not None:
-            self._fail_replay(replay.question, failed, now)
-        self.feed.tick(self, now)
-
-    def _fail_replay(self, question: Question, failed: ReplayFailed, now: float) -> None:
-        logger.debug("%s: replay from %d: %s", self.feed.pod, question.start, failed.why)
-        self._end_replay()
-        self.feed.replay_failed(self, question.ask, port_closed=failed.port_closed, now=now)
-
-    def _end_replay(self) -> None:
-        if self._replay is not None:
-            self._replay.close()
-            self._replay = None
-        self._reader.replay_over(self)
+"""Per thread: their replies wait in memory, up to an engine's whole buffer each. One that gets no
+replies is not counted, so that engines which do not answer hold up no others."""
 
 
 class Reader(threading.Thread):
     """One thread, and the sources it reads."""
 
-    def __init__(self, number: int, context: Context, settings: Settings) -> None:
+    def __init__(
+        self, number: int, context: Context, settings: Settings, options: LinkOptions
+    ) -> None:
         super().__init__(name=f"kv-events-{number}", daemon=True)
         self.context = context
+        self.options = options
         self.settings = settings
         self.board = Switchboard()
         self.sources = 0
@@ -226,6 +74,10 @@ class Reader(threading.Thread):
     def remove(self, source: int) -> None:
         """Close the sockets of a source, soon; its feed is stopped by now."""
         self._command(lambda: self._remove(source))
+
+    def discard(self, source: int, reason: ClearReason) -> None:
+        """Empty a source, soon, and go on with what follows."""
+        self._command(lambda: self._on_line(source, lambda line, now: line.discard(reason, now)))
 
     def close(self) -> None:
         """End the thread after the turn it is in."""
@@ -254,7 +106,11 @@ class Reader(threading.Thread):
             self._waiting = deque(w for w in self._waiting if w[0] is not line)
 
     def _begin_replays(self, now: float) -> None:
-        while self._waiting and len(self._replaying) < _REPLAYS_AT_ONCE:
+        if not self._waiting:
+            return
+        receiving = sum(line.receives for line in self._replaying)
+        while self._waiting and receiving < _REPLAYS_AT_ONCE:
+            receiving += 1
             line, question = self._waiting.popleft()
             self._replaying.add(line)
             line.begin_replay(question, now)
@@ -298,6 +154,11 @@ class Reader(threading.Thread):
         line = self._lines[feed.source] = SourceLine(feed, endpoint, self)
         line.open(time.monotonic())
 
+    def _on_line(self, source: int, action: Callable[[SourceLine, float], None]) -> None:
+        line = self._lines.get(source)
+        if line is not None:
+            action(line, time.monotonic())
+
     def _remove(self, source: int) -> None:
         line = self._lines.pop(source, None)
         if line is None:
@@ -319,7 +180,11 @@ class Subscriber:
         on_clear: Callable[[int], None],
         on_new_engine: Callable[[str], None] = lambda pod: None,
     ) -> None:
-        """Starts its threads. `on_clear(source)` and `on_new_engine(pod)` are called from them."""
+        """Starts its threads. `on_clear(source)` and `on_new_engine(pod)` are called from them.
+
+        Raises SettingsError for CURVE keys that cannot be used.
+        """
+        options = link_options(settings)
         self._index = index
         self._settings = settings
         self._metrics = metrics
@@ -328,7 +193,7 @@ class Subscriber:
         self._context = new_context()
         self._feeds: dict[int, tuple[Feed, Reader]] = {}
         self._readers = [
-            Reader(number, self._context, settings)
+            Reader(number, self._context, settings, options)
             for number in range(settings.kv_subscriber_threads)
         ]
         for reader in self._readers:
@@ -372,6 +237,12 @@ class Subscriber:
         feed.stop()
         reader.sources -= 1
         reader.remove(source)
+
+    def discard(self, source: int, reason: ClearReason) -> None:
+        """Empty a source, soon, and go on with what follows; one not followed is ignored."""
+        entry = self._feeds.get(source)
+        if entry is not None:
+            entry[1].discard(source, reason)
 
     def feed(self, source: int) -> Feed | None:
         """What is known of a source that is followed."""

@@ -1,12 +1,14 @@
-"""What one source waits for: the batches at hand that are not yet applied, and a replay.
+"""The batches of one source that are at hand and not yet applied.
 
 Owns order and copies: a batch that came both live and by replay is given once. Knows neither
 states nor why a batch waits.
 """
 
 from collections import deque
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+OVERHEAD_BYTES: Final = 200
+"""What a waiting batch takes beside its payload (CPython 3.11: object headers, number, slot)."""
 
 
 class SequencedBatch(NamedTuple):
@@ -16,21 +18,6 @@ class SequencedBatch(NamedTuple):
     payload: bytes
 
 
-@dataclass(slots=True)
-class Question:
-    """A replay under way, and what was known when it was asked for."""
-
-    ask: int
-    start: int
-    known: bytes | None
-    """Digest of the batch `start`, as it was applied: one that differs is another engine's."""
-    live_high: int | None
-    """Highest live number before it was asked: holes below that are holes for good at its end."""
-    heard_live: bool
-    answered: bool = False
-    holes: bool = False
-
-
 class Waiting:
     """Live batches in a queue, in order of their numbers, and at most one replayed batch."""
 
@@ -38,28 +25,36 @@ class Waiting:
         self._queue: deque[SequencedBatch] = deque()
         self._replayed: SequencedBatch | None = None
         self.queue_bytes = 0
-        """Payload bytes of the live batches."""
+        """Memory of the live batches: payloads and OVERHEAD_BYTES each."""
+        self.since: float | None = None
+        """When the queue was last empty before its first batch; None while it is."""
 
-    def push_live(self, sequence: int, payload: bytes) -> None:
+    def push_live(self, sequence: int, payload: bytes, now: float) -> None:
         """A live batch; its number is above those that wait."""
+        if not self._queue:
+            self.since = now
         self._queue.append(SequencedBatch(sequence, payload))
-        self.queue_bytes += len(payload)
+        self.queue_bytes += len(payload) + OVERHEAD_BYTES
 
     def push_replayed(self, sequence: int, payload: bytes) -> None:
         """The next batch of a replay; the one before it was taken, or is void."""
         self._replayed = SequencedBatch(sequence, payload)
 
-    def take(self, expected: int) -> SequencedBatch | None:
-        """The batch with this number, where it is at hand. Older ones are copies: they go."""
+    def take_live(self, expected: int) -> SequencedBatch | None:
+        """The live batch with this number, where it is at hand. Older ones are copies: they go."""
         while self._queue and self._queue[0].sequence < expected:
             self._pop()
         if self._queue and self._queue[0].sequence == expected:
             return self._pop()
-        replayed = self._replayed
-        if replayed is not None and replayed.sequence <= expected:
-            self._replayed = None
-            return replayed if replayed.sequence == expected else None
         return None
+
+    def take_replayed(self, expected: int) -> SequencedBatch | None:
+        """The same for the replayed batch."""
+        replayed = self._replayed
+        if replayed is None or replayed.sequence > expected:
+            return None
+        self._replayed = None
+        return replayed if replayed.sequence == expected else None
 
     @property
     def first_live(self) -> int | None:
@@ -86,8 +81,11 @@ class Waiting:
         self._queue.clear()
         self._replayed = None
         self.queue_bytes = 0
+        self.since = None
 
     def _pop(self) -> SequencedBatch:
         batch = self._queue.popleft()
-        self.queue_bytes -= len(batch.payload)
+        self.queue_bytes -= len(batch.payload) + OVERHEAD_BYTES
+        if not self._queue:
+            self.since = None
         return batch

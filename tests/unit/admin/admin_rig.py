@@ -14,6 +14,7 @@ VIEW = SourceView(
     model="llama",
     state=None,
     usable=False,
+    stale=False,
     sequence=41,
     lag_s=0.25,
     placements=1000,

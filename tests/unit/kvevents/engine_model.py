@@ -17,11 +17,12 @@ from aibrix_extproc.kvevents.effects import (
     Noticed,
     Reconnect,
     SourceState,
+    StaleChanged,
     StateChanged,
 )
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
 
-LIMITS = SyncLimits(queue_bytes=10_000, idle_probe_s=10.0, lost_after_s=60.0)
+LIMITS = SyncLimits(queue_bytes=100_000, idle_probe_s=10.0, stale_after_s=120.0, lost_after_s=60.0)
 
 
 def batch(number: int, process: int = 1, kind: str = "blocks") -> bytes:
@@ -49,6 +50,7 @@ class Driver:
     questions: list[int] = field(default_factory=list)
     """Where each replay asked for began."""
     reconnects: int = 0
+    stale: bool = False
 
     def __post_init__(self) -> None:
         self.sync = SourceSync(self.limits, has_replay=self.has_replay, now=self.now)
@@ -89,6 +91,16 @@ class Driver:
     def failed(self) -> None:
         self._run(self.sync.failed(self.now))
 
+    def replay_put(self) -> None:
+        """The question leaves; before, it waits for its turn."""
+        self._run(self.sync.replay_put(self._ask, self.now))
+
+    def replay_port_open(self) -> None:
+        self._run(self.sync.replay_port_open(self.now))
+
+    def discard(self, reason: ClearReason) -> None:
+        self._run(self.sync.discard(reason, self.now))
+
     def after(self, seconds: float) -> None:
         self.now += seconds
         self._run(self.sync.tick(self.now))
@@ -100,11 +112,11 @@ class Driver:
 
     def _run(self, effects: Effects) -> None:
         while effects:
-            loss, cleared, was_applied = None, False, False
+            loss, cleared, was_applied, live = None, False, False, False
             for effect in effects:
                 assert not was_applied, "an Apply is the last effect"
                 match effect:
-                    case Apply(number, payload):
+                    case Apply(number, payload, live):
                         assert numbers([payload]) == [number]
                         self.held.append(payload)
                         was_applied = True
@@ -123,9 +135,14 @@ class Driver:
                         self.reconnects += 1
                     case Noticed(what):
                         self.notices.append(what)
+                    case StaleChanged(stale):
+                        self.stale = stale
                     case StateChanged(before, after):
                         assert before == (self.states or [SourceState.CONNECTING])[-1]
                         self.states.append(after)
             if not was_applied:
                 return
-            effects = self.sync.applied(cleared=cleared, loss=loss, now=self.now)
+            unreadable = live and loss is not None
+            effects = self.sync.applied(
+                cleared=cleared, loss=loss, unreadable=unreadable, now=self.now
+            )

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from aibrix_extproc.kvevents.sockets import Context, Link, Switchboard, new_context
+from aibrix_extproc.kvevents.sockets import Context, Link, LinkOptions, Switchboard, new_context
 
 ENDPOINT = "tcp://127.0.0.1:9"
+OPTIONS = LinkOptions(heartbeat_s=1.0, max_message_bytes=1_000_000)
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def context() -> Iterator[Context]:
 
 
 def link(context: Context, endpoint: str = ENDPOINT) -> Link:
-    return Link(context, zmq.SUB, endpoint, Switchboard(), lambda now: None)
+    return Link(context, zmq.SUB, endpoint, Switchboard(), lambda now: None, OPTIONS)
 
 
 def ends(context: Context) -> bool:

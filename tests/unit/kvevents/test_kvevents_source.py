@@ -4,6 +4,7 @@ import pytest
 
 from aibrix_extproc.kvevents.effects import ClearReason, Notice, SourceState
 from aibrix_extproc.kvevents.source import SyncLimits
+from aibrix_extproc.kvevents.waiting import OVERHEAD_BYTES
 from tests.unit.kvevents.engine_model import LIMITS, Driver, batch
 
 CONNECTING, SYNCING = SourceState.CONNECTING, SourceState.SYNCING
@@ -66,7 +67,7 @@ class TestFirstConnection:
         driver.connected()
         driver.live(3, 4)
         assert driver.held == []
-        assert driver.sync.pending_bytes == len(batch(3)) + len(batch(4))
+        assert driver.sync.pending_bytes == len(batch(3)) + len(batch(4)) + 2 * OVERHEAD_BYTES
         driver.replayed(0, 1, 2)
         assert driver.held_numbers == [0, 1, 2, 3, 4]
         assert driver.sync.pending_bytes == 0
@@ -406,15 +407,21 @@ class TestContactLost:
         driver.after(60)
         assert (driver.state, driver.sync.first_sync_done) == (LOST, True)
 
-    def test_a_standing_connection_that_is_silent_is_contact(self) -> None:
+    def test_a_silent_engine_that_answers_is_contact(self) -> None:
         driver = synced()
         for _ in range(100):
+            asked = len(driver.questions)
             driver.after(5)
-        assert driver.state is EXACT
+            if len(driver.questions) > asked:
+                driver.replayed(2)
+                driver.replay_ended()
+        assert (driver.state, driver.sync.stale) == (EXACT, False)
 
 
 class TestOverflow:
-    LIMITS = SyncLimits(queue_bytes=40, idle_probe_s=10.0, lost_after_s=60.0)
+    LIMITS = SyncLimits(
+        queue_bytes=1_100, idle_probe_s=10.0, stale_after_s=120.0, lost_after_s=60.0
+    )
 
     def overflow(self, driver: Driver, first: int) -> None:
         driver.live(*range(first, first + 6))
@@ -432,9 +439,9 @@ class TestOverflow:
         driver = synced(limits=self.LIMITS)
         self.overflow(driver, 5)
         driver.live(11)
-        driver.after(9)
+        driver.after(0.9)
         assert driver.state is LOST
-        driver.after(1)
+        driver.after(0.1)
         assert (driver.state, driver.questions[-1]) == (SYNCING, 0)
         driver.live(12)
         driver.replayed(*range(13))
@@ -453,7 +460,9 @@ class TestOverflow:
         assert len(driver.questions) == asked
 
     def test_one_batch_larger_than_the_bound_is_applied_where_none_waits(self) -> None:
-        limits = SyncLimits(queue_bytes=1, idle_probe_s=10.0, lost_after_s=60.0)
+        limits = SyncLimits(
+            queue_bytes=1, idle_probe_s=10.0, stale_after_s=120.0, lost_after_s=60.0
+        )
         driver = Driver(limits=limits)
         driver.connected()
         driver.replay_ended()

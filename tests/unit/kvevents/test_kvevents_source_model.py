@@ -2,6 +2,8 @@
 
 Whatever happens: what is held is an unbroken run of one process's batches, so every removal after
 a store that is held was applied too; and EXACT means that the run began at 0, or holds a clear.
+Once the faults are over, one step of the engine and 3 s bring the source to where the engine is,
+with all that its replay buffer can still give.
 """
 
 from collections import deque
@@ -11,11 +13,16 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aibrix_extproc.kvevents.effects import SourceState
+from aibrix_extproc.kvevents.asking import Question
+from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.source import SyncLimits
 from tests.unit.kvevents.engine_model import Driver, batch, numbers
 
 KINDS = st.sampled_from(["blocks"] * 6 + ["clear", "unreadable"])
+
+
+LIMITS = SyncLimits(queue_bytes=1_100, idle_probe_s=10.0, stale_after_s=40.0, lost_after_s=60.0)
+STEP_S = 0.1
 
 
 class EngineModel(RuleBasedStateMachine):
@@ -23,8 +30,7 @@ class EngineModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        limits = SyncLimits(queue_bytes=70, idle_probe_s=10.0, lost_after_s=60.0)
-        self.driver = Driver(limits=limits)
+        self.driver = Driver(limits=LIMITS)
         self.process = 1
         self.next_number = 0
         self.buffer: deque[bytes] = deque(maxlen=6)
@@ -37,6 +43,13 @@ class EngineModel(RuleBasedStateMachine):
         self.replies: deque[bytes] | None = None
         self.served_ask = 0
         self.reconnects = 0
+        self.router = "answers"
+        """Or `mute` (questions are lost), or `closed`."""
+        self.turns = True
+        """Questions are put at once; else they wait for their turn."""
+        self.lost_asks: set[int] = set()
+        self.discarded_at = 0
+        """Nothing before this number is wanted back."""
 
     # -- the engine ---------------------------------------------------------------------------
 
@@ -61,7 +74,7 @@ class EngineModel(RuleBasedStateMachine):
             self.get_in_sync(live_first=True)
         old_next = self.next_number
         self.process += 1
-        self.next_number = 0
+        self.next_number = self.discarded_at = 0
         self.buffer.clear()
         self.breaking = self.attached is not None
         if published == "as much as before":
@@ -121,9 +134,24 @@ class EngineModel(RuleBasedStateMachine):
 
     # -- the replay port ----------------------------------------------------------------------
 
+    @property
+    def question(self) -> Question | None:
+        """The one under way."""
+        return self.driver.sync._asking.question
+
+    @rule(router=st.sampled_from(["answers", "mute", "closed"]), turns=st.booleans())
+    def change_the_router(self, router: str, turns: bool) -> None:
+        was_closed = self.router == "closed"
+        self.router, self.turns = router, turns
+        if was_closed and router != "closed":
+            self.driver.replay_port_open()
+        self._follow()
+
     def _may_serve(self) -> bool:
-        question = self.driver.question
+        question = self.question
         if question is None or question.ask == self.served_ask:
+            return False
+        if question.heard_at is None or question.ask in self.lost_asks:
             return False
         if self.attached == self.process:
             return True
@@ -131,7 +159,7 @@ class EngineModel(RuleBasedStateMachine):
         # batch to know the old one by. (Two restarts within one question are left out.)
         first = numbers(list(self._held_from(question.start))[:1])
         known = self.driver.sync.sequence is not None and not self.driver.sync._unproven
-        return known and first in ([], [question.start])
+        return known and question.start > 0 and first in ([], [question.start])
 
     def _held_from(self, start: int) -> deque[bytes]:
         return deque(p for p in self.buffer if numbers([p])[0] >= start)
@@ -139,14 +167,14 @@ class EngineModel(RuleBasedStateMachine):
     @precondition(lambda self: self._may_serve())
     @rule()
     def serve(self) -> None:
-        question = self.driver.question
+        question = self.question
         assert question is not None
         self.served_ask = question.ask
         self.replies = self._held_from(question.start)
 
     def _under_way(self) -> bool:
-        question = self.driver.question
-        return self.replies is not None and (question and question.ask) == self.served_ask
+        question = self.question
+        return self.replies is not None and question is not None and self.served_ask == question.ask
 
     @precondition(lambda self: self._under_way())
     @rule(count=st.integers(1, 6))
@@ -178,16 +206,33 @@ class EngineModel(RuleBasedStateMachine):
         while self.wire:
             self.read(4)
 
-    @precondition(lambda self: self.driver.question is not None)
-    @rule(port_closed=st.booleans())
-    def fail_replay(self, port_closed: bool) -> None:
-        self.driver.replay_failed(port_closed=port_closed)
+    @precondition(lambda self: self.question is not None)
+    @rule()
+    def fail_replay(self) -> None:
+        self.driver.replay_failed(port_closed=self.router == "closed")
         self._follow()
 
-    @rule(seconds=st.sampled_from([1.0, 11.0, 70.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.5, 11.0, 70.0, 200.0]))
+    def wait_while_nothing_is_read(self, seconds: float) -> None:
         self.driver.after(seconds)
         self._follow()
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 12.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        for _ in range(round(seconds / STEP_S)):
+            self.get_in_sync(live_first=True)
+            self.driver.after(STEP_S)
+            self._follow()
+
+    @rule(seconds=st.sampled_from([-3600.0, -1.0, 3600.0]))
+    def the_clock_jumps(self, seconds: float) -> None:
+        self.driver.after(seconds)
+        self._follow()
+
+    @rule()
+    def too_many_blocks(self) -> None:
+        self.driver.discard(ClearReason.INFLATED)
+        self.discarded_at = self.next_number
 
     @rule()
     def fail_ourselves(self) -> None:
@@ -201,6 +246,16 @@ class EngineModel(RuleBasedStateMachine):
             self.attached = None
             self.breaking = False
             self.wire.clear()
+        question = self.question
+        if question is None or question.heard_at is not None or not self.turns:
+            return
+        if self.router == "closed":
+            self.driver.replay_failed(port_closed=True)
+            self._follow()
+            return
+        self.driver.replay_put()
+        if self.router == "mute":
+            self.lost_asks.add(question.ask)
 
     # -- what must hold -----------------------------------------------------------------------
 
@@ -224,19 +279,38 @@ class EngineModel(RuleBasedStateMachine):
             assert not self.driver.sync.usable
 
     def teardown(self) -> None:
-        """Once everything works again, the source gets to where its engine is, by itself."""
-        for _ in range(60):
-            if self.attached != self.process:
-                self.read_all_and_connect_anew()
-            self.get_in_sync(live_first=True)
-            if self.driver.question is not None and not self._may_serve():
-                self.fail_replay(port_closed=False)
-            self.wait(1.0)
+        self.change_the_router("answers", turns=True)
+        if self.attached != self.process or self.breaking:
+            self.read_all_and_connect_anew()
+        self.driver.after(-self.driver.now)  # whatever the clock said, it goes on from there
+        self.driver.now = self.driver.sync._latest
+        self.publish("blocks", "waits")
+        slowly = self.driver.sync._asking.refill_slowly or self.driver.sync._overflows
+        self.let_time_pass(3.0 + (LIMITS.idle_probe_s if slowly else 0.0))
         assert self.driver.state in (SourceState.EXACT, SourceState.PARTIAL)
-        last = numbers(list(self.buffer))[-1:] or [None]
-        assert self.driver.sync.sequence == last[0]
+        assert self.driver.sync.usable
+        last = numbers(list(self.buffer))[-1]
+        assert self.driver.sync.sequence == last
         self.what_is_held_is_an_unbroken_run_of_one_process()
         self.exact_means_since_the_start_or_since_a_clear()
+        held = numbers(self.driver.held)
+        assert held[0] <= self._first_that_can_be_had(), "the buffer could give more"
+
+    def _first_that_can_be_had(self) -> int:
+        """The first number after which the buffer holds all, and nothing unreadable."""
+        batches = list(self.buffer)
+        first = numbers(batches)[-1]
+        for payload in reversed(batches):
+            number = numbers([payload])[0]
+            if first - number > 1 or payload.endswith(b"unreadable"):
+                break
+            first = number
+        cleared = [n for n, p in zip(numbers(batches), batches, strict=True) if _ends_clear(p)]
+        return max([first, self.discarded_at, *cleared])
+
+
+def _ends_clear(payload: bytes) -> bool:
+    return payload.endswith(b"clear")
 
 
 EngineModel.TestCase.settings = settings(

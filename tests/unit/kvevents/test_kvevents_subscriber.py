@@ -7,7 +7,7 @@ import pytest
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied, PrefixIndex
-from aibrix_extproc.kvevents import sockets, subscriber
+from aibrix_extproc.kvevents import line, sockets
 from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import SourceState
 from aibrix_extproc.kvevents.subscriber import Subscriber
@@ -585,7 +585,7 @@ def test_a_source_without_sockets_is_followed_once_others_have_freed_theirs(
     stations: Callable[..., Station], engine: KvPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "_MAX_SOCKETS", 11)  # 3 of a source, 3 of its replay
-    monkeypatch.setattr(subscriber, "_OPEN_AGAIN_S", 0.05)
+    monkeypatch.setattr(line, "_OPEN_AGAIN_S", 0.05)
     station = stations(kv_subscriber_threads=1, kv_replay_timeout_s=0.1)
     fill(engine, 1, 2)
     # Replays are asked for one after another, or fail for want of sockets as well.
