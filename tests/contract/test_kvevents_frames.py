@@ -41,7 +41,9 @@ class _Followed:
     """A source whose index only notes the numbers of the batches it was given."""
 
     def __init__(self) -> None:
-        limits = SyncLimits(queue_bytes=100_000, idle_probe_s=10.0, lost_after_s=60.0)
+        limits = SyncLimits(
+            queue_bytes=100_000, idle_probe_s=10.0, stale_after_s=120.0, lost_after_s=60.0
+        )
         self.sync = SourceSync(limits, has_replay=True, now=0.0)
         self.applied: list[int] = []
         self.question = AskReplay(0, 0)
