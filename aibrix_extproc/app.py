@@ -17,6 +17,7 @@ import grpc
 
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
+from aibrix_extproc.admin.decision_pages import DecisionPages
 from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.lever_pages import LeverPages
 from aibrix_extproc.admin.server import AdminServer
@@ -98,6 +99,7 @@ class App:
             [
                 InsightPages(self.manager, self.decider, settings.max_body_bytes),
                 AgreementPages(self.decider.agreement),
+                DecisionPages(self.decider.ring),
                 LeverPages(self.levers, settings),
             ],
         )

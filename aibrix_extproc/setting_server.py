@@ -6,6 +6,8 @@ Owns their names, defaults and meanings; a part of `settings`, which reads them.
 from enum import StrEnum
 from typing import Annotated
 
+from pydantic import Field
+
 from aibrix_extproc.setting_types import (
     LOWER,
     UPPER,
@@ -63,6 +65,12 @@ class ServerSettings(SettingsGroup):
     )
     log_format: Annotated[LogFormat, LOWER] = var(
         LogFormat.TEXT, "AIBRIX_EXTPROC_LOG_FORMAT", "`text` or `json`, one object a line."
+    )
+    decision_log_share: Annotated[float, Field(ge=0, le=1)] = var(
+        0.0,
+        "AIBRIX_EXTPROC_DECISION_LOG_SHARE",
+        "Share of the decisions that are written to the log, each as one JSON object a line: "
+        "0 for none, 1 for all.",
     )
     pre_stop_delay_s: DurationOrZero = var(
         5.0,

@@ -15,9 +15,10 @@ from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.booking import Booking
 from aibrix_extproc.decide.plan import Plan, Planner
 from aibrix_extproc.decide.view import KnownTokens, View, Viewer
+from aibrix_extproc.decisions import DecisionRecord, DecisionRing, SampledLog, recorded
 from aibrix_extproc.discovery.models_page import models_page
 from aibrix_extproc.discovery.registry import Registry
-from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
+from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
@@ -47,7 +48,7 @@ class Decider:
         agreement: Agreement | None = None,
         shadow: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`shadow`: whether decisions are only recorded.
+        """`shadow`: whether decisions are only recorded, and no header is set.
 
         Raises UnknownStrategy where the operator's strategy is none.
         """
@@ -57,6 +58,9 @@ class Decider:
         self._tokenizer = tokenizer
         self._ledger = ledger
         self._clock = clock
+        self.ring = DecisionRing()
+        """The last decisions."""
+        self._log = SampledLog(settings.decision_log_share, rng or Random())
         self._planner = Planner(settings, registry, manager, rng or Random())
         self._viewer = Viewer(metrics, manager, index, ledger, predictions)
         self.agreement = agreement or Agreement(
@@ -86,10 +90,36 @@ class Decider:
         decision = plan.strategy.rank(view.context)
         self._booking.count(plan, tokens, view, decision, started)
         picked = self._booking.commit(plan, tokens, view, decision, request)
+        self._remember(request, tokens, view, picked, started)
         if tokens.prefix is not None and plan.parsed.prompt is not None:
             learned = self._booking.learned(plan, decision)
             self._tokenizer.tokenize_later(plan.parsed.prompt, plan.addresses(), learned)
         return picked
+
+    def _remember(
+        self,
+        request: RouteRequest,
+        tokens: KnownTokens,
+        view: View,
+        picked: Picked,
+        started: float,
+    ) -> None:
+        record = DecisionRecord(
+            time.time(),
+            self._clock() - started,
+            request.request_id,
+            request.traceparent,
+            picked.model,
+            picked.prompt_tokens,
+            view.context.tokens_known if tokens.prefix is None else "prefix",
+            tokens.fallback,
+            picked.shadow,
+            len(picked.decision.ranking),
+            recorded(picked.decision),
+        )
+        self.ring.add(record)
+        if self._log.is_on:
+            self._log.write(record)
 
     def prefill_done(
         self, ticket: Trip, served_by: str | None = None, succeeded: bool = True

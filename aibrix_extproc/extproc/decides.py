@@ -30,6 +30,8 @@ class RouteRequest(msgspec.Struct, frozen=True):
     end_seen: bool = True
     """False where this server will not see the end of the answer (duplex without the response's
     body or trailers): the reservation must then expire by the expected length."""
+    traceparent: str | None = None
+    """Of W3C Trace Context, for the record alone."""
 
 
 class Picked(msgspec.Struct, frozen=True):

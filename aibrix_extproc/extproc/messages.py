@@ -6,6 +6,7 @@ headers come in `raw_value` (older ones and other clients: `value`); towards Env
 `raw_value` is set, because `value` alone gives an empty header.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,7 @@ DESTINATION: Final = "x-gateway-destination-endpoint"
 RANK: Final = "x-data-parallel-rank"
 STRATEGY: Final = "routing-strategy"
 REQUEST_ID: Final = "x-request-id"
+TRACEPARENT: Final = "traceparent"
 RESPONSE_ID: Final = "request-id"
 MATCHED_TOKENS: Final = "x-aibrix-matched-tokens"
 
@@ -36,8 +38,14 @@ CHUNK_BYTES: Final = 62_000
 """Largest `streamed_response`: Envoy's limit is 64 KiB for the whole message."""
 
 _READ: Final = frozenset(
-    (":method", ":path", "content-type", "content-length", REQUEST_ID, *PREFERENCE_HEADERS)
+    (
+        *(":method", ":path", "content-type", "content-length"),
+        *(REQUEST_ID, TRACEPARENT),
+        *PREFERENCE_HEADERS,
+    )
 )
+_TRACEPARENT_VALUE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""Of W3C Trace Context, version 00."""
 _ID_LIMIT_BYTES: Final = 128
 _PICKS_BUILT: Final = 2_048
 """Replies that are kept, some 1 kB each. Alternatives make many: with more, all are built anew."""
@@ -59,6 +67,8 @@ class RequestHead:
     preferences: Mapping[str, str]
     end_of_stream: bool
     """True: the request has no body."""
+    traceparent: str | None = None
+    """None where there is none that is one."""
 
 
 def read_head(message: pb.HttpHeaders) -> RequestHead:
@@ -76,6 +86,7 @@ def read_head(message: pb.HttpHeaders) -> RequestHead:
         request_id=_usable_id(seen.get(REQUEST_ID, "")),
         preferences={name: seen[name] for name in PREFERENCE_HEADERS if name in seen},
         end_of_stream=message.end_of_stream,
+        traceparent=_usable_traceparent(seen.get(TRACEPARENT)),
     )
 
 
@@ -93,6 +104,10 @@ def _length(text: str) -> int | None:
 
 def _usable_id(text: str) -> str | None:
     return text if text and safe_value(text, _ID_LIMIT_BYTES) == text else None
+
+
+def _usable_traceparent(text: str | None) -> str | None:
+    return text if text is not None and _TRACEPARENT_VALUE.fullmatch(text) else None
 
 
 def read_subset(message: pb.ProcessingRequest) -> frozenset[str] | None:

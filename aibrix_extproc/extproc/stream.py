@@ -307,6 +307,7 @@ class Stream:
                     request_id=self._request_id,
                     subset=self._subset,
                     end_seen=self._modes.end_seen,
+                    traceparent=self._head.traceparent,
                 )
             )
         ]

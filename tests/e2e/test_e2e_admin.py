@@ -1,5 +1,6 @@
 """The admin pages of a running processor, the bounds it keeps, and how it is told to end."""
 
+import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,7 +32,10 @@ LIMIT_BYTES = 100_000
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
-    environment = {"AIBRIX_EXTPROC_MAX_INFLIGHT_BYTES": str(LIMIT_BYTES)}
+    environment = {
+        "AIBRIX_EXTPROC_MAX_INFLIGHT_BYTES": str(LIMIT_BYTES),
+        "AIBRIX_EXTPROC_DECISION_LOG_SHARE": "1",
+    }
     async with gateway(engines=3, environment=environment) as stack:
         yield stack
 
@@ -51,6 +55,28 @@ async def test_what_is_explained_is_what_then_happens(stack: Stack) -> None:
             assert reply.pod == best["pod"].removeprefix("default/")
             assert reply.headers["routing-strategy"] == page["strategy"] == "prefix-cache"
         await caught_up(stack)
+
+
+async def test_a_decision_is_found_by_the_id_that_the_client_was_told(stack: Stack) -> None:
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    reply = await stack.complete("a secret word", headers={"traceparent": traceparent})
+    await stack.complete("another one")
+    (found,) = await stack.debug(f"/debug/decisions?request_id={reply.headers['request-id']}")
+    assert found["pod"] == f"default/{reply.pod}"
+    assert found["traceparent"] == traceparent
+    assert found["prompt_tokens"] == reply.json()["usage"]["prompt_tokens"]
+    assert (found["candidates"], len(found["top"])) == (3, 3)
+    assert "secret" not in str(found)
+    assert len(await stack.debug("/debug/decisions?limit=2")) == 2
+
+
+async def test_a_share_of_the_decisions_is_logged_as_json_lines(stack: Stack) -> None:
+    log_path = stack.servers[0].process.log_path
+    ids = {(await stack.complete(f"logged {number}")).headers["request-id"] for number in range(3)}
+    lines = [line for line in log_path.read_text().splitlines() if '"message":"decision"' in line]
+    logged = {line["request_id"]: line for line in map(json.loads, lines)}
+    assert ids <= logged.keys()
+    assert {logged[one]["model"] for one in ids} == {"tiny"}
 
 
 async def test_to_explain_reserves_nothing_and_counts_nothing(stack: Stack) -> None:

@@ -471,3 +471,35 @@ async def test_in_shadow_mode_it_is_decided_as_ever_and_counted_by_the_pod() -> 
         rig.shadow = False
         assert not (await rig.pick(completion("x"), headers=LEAST)).shadow
         assert rig.value("aibrix_extproc_shadow_picks_total", pod="default/a") == 2
+
+
+# -- what is remembered -----------------------------------------------------------------------
+
+
+async def test_a_decision_is_remembered_with_its_request_and_no_word_of_its_prompt() -> None:
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    async with running([plain_pod("a"), plain_pod("bb")]) as rig:
+        body = completion("a secret prompt")
+        picked = await rig.pick(body, headers=LEAST, traceparent=traceparent)
+        (record,) = rig.decider.ring.newest_first(10, "id")
+        assert record.traceparent == traceparent
+        assert record.decision.chosen == picked.decision.chosen
+        assert (record.candidates, record.shadow, record.fallback) == (2, False, None)
+        assert record.took_s >= 0
+        assert "secret" not in str(record)
+
+
+async def test_a_fallback_is_remembered_with_its_reason() -> None:
+    async with running([plain_pod("a")]) as rig:
+        await rig.pick(completion("x"))
+        (record,) = rig.decider.ring.newest_first(1)
+        assert record.fallback is not None
+        assert record.tokens_known is False
+
+
+async def test_to_explain_leaves_no_record_and_neither_does_an_error() -> None:
+    async with running([plain_pod("a")]) as rig:
+        await rig.decider.explain(request(completion("x"), headers=LEAST))
+        with pytest.raises(errors.ModelNotFound):
+            await rig.decider.decide(request(completion("x", model="none")))
+        assert rig.decider.ring.newest_first(1) == []

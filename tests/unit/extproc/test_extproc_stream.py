@@ -550,3 +550,29 @@ def test_a_pick_of_shadow_mode_sets_no_header_and_its_load_is_released_at_the_en
     answer = replies(told)[0].response_headers.response
     assert "target-pod" not in set_headers(answer.header_mutation)
     assert Release("ticket") in stream.closed(10.0)
+
+
+# -- what is recorded -------------------------------------------------------------------------
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        (TRACE, TRACE),
+        (None, None),
+        (TRACE.upper(), None),
+        (TRACE + "-more", None),
+        (TRACE + "\n", None),
+        ("x" * 100_000, None),
+    ],
+    ids=["good", "none", "upper case", "longer", "line end", "huge"],
+)
+def test_a_traceparent_goes_into_the_record_where_it_is_one(
+    given: str | None, recorded: str | None
+) -> None:
+    stream = make()
+    headers = {} if given is None else {"traceparent": given}
+    stream.receive(request_headers(**headers))
+    assert asked(stream.receive(request_body(b"{}"))).traceparent == recorded
