@@ -12,7 +12,8 @@ CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.r
 CARGO := $(shell command -v cargo)
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz bench
+.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz bench \
+	bench-index bench-request-path bench-conversations bench-tokenizer-client
 
 setup: $(READY) $(ENVOY)
 
@@ -66,8 +67,20 @@ fuzz: $(READY)
 	AIBRIX_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --manifest-path core/Cargo.toml --test hostile -- --nocapture
 
 # A table here, JSON in bench-results/; what it means is in docs/performance.md.
-bench: $(READY)
+# Tables on the terminal, JSON in bench-results/; BENCH holds options of one of them.
+bench: bench-index bench-request-path bench-conversations bench-tokenizer-client
+
+bench-index: $(READY)
 	$(BIN)/python -m benchmarks.index $(BENCH)
+
+bench-request-path: setup
+	$(BIN)/python -m benchmarks.request_path $(BENCH)
+
+bench-conversations: $(READY)
+	$(BIN)/python -m benchmarks.conversations $(BENCH)
+
+bench-tokenizer-client: $(READY)
+	$(BIN)/python -m benchmarks.tokenizer_client $(BENCH)
 
 proto: $(READY)
 	PYTHON=$(BIN)/python proto/generate aibrix_extproc/extproc/stubs
