@@ -21,6 +21,7 @@ from aibrix_extproc.admin.decision_pages import DecisionPages
 from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.lever_pages import LeverPages
 from aibrix_extproc.admin.server import AdminServer
+from aibrix_extproc.admin.snapshot_page import SnapshotPage
 from aibrix_extproc.agreement.service import AgreementService
 from aibrix_extproc.decide import Decider
 from aibrix_extproc.discovery.endpoints_file import EndpointsFile
@@ -40,6 +41,7 @@ from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.settings import IndexBackend, Settings
+from aibrix_extproc.snapshot import Snapshots
 from aibrix_extproc.tokenizer.pool import TokenizerPool
 
 log = logging.getLogger(__name__)
@@ -62,8 +64,9 @@ def raise_file_limit() -> None:
 class App:
     """The server as one object: `start`, then `drain` and `stop`, or `run` for all of it."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build every part; nothing is opened yet. Raises SettingsError."""
+    def __init__(self, settings: Settings, from_peer: str = "") -> None:
+        """Build every part; nothing is opened yet. `from_peer`: URL of a running replica's debug
+        port, whose index is taken over. Raises SettingsError."""
         self.settings = settings
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
@@ -94,6 +97,7 @@ class App:
             readiness=self.readiness,
             index_backend=self.index_backend,
         )
+        self.snapshots = Snapshots(settings, self.metrics, self.index, self.manager, from_peer)
         self.debug = DebugServer(
             settings,
             [
@@ -101,6 +105,7 @@ class App:
                 AgreementPages(self.decider.agreement),
                 DecisionPages(self.decider.ring),
                 LeverPages(self.levers, settings),
+                SnapshotPage(self.snapshots),
             ],
         )
         self.probe = Probe(self.registry, settings, self.metrics)
@@ -173,8 +178,10 @@ class App:
         await self._serve()
         await self.admin.start()
         await self.debug.start()
+        await self.snapshots.open()
         if self.settings.kv_event_sync:
             self.manager.start_events()
+        self.snapshots.start()
         self.watchdog.start()
         self._readiness_task = asyncio.create_task(self._follow_readiness())
         log.info(
@@ -195,10 +202,15 @@ class App:
         await self._server.start()
 
     async def drain(self) -> None:
-        """Leave without failing a request; see `extproc.drain`."""
+        """Leave without failing a request; see `extproc.drain`.
+
+        The index is saved before, in case that this is cut short, and after.
+        """
         self._draining = True
+        await self.snapshots.save()
         if self._server is not None:
             await drain(self._server, self.processor, self.health, self.settings)
+        await self.snapshots.save()
 
     async def stop(self) -> None:
         """Close every part, the last opened first."""
@@ -207,6 +219,7 @@ class App:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._readiness_task
         self.watchdog.close()
+        await self.snapshots.close()
         await self.debug.close()
         await self.admin.close()
         if self._server is not None:

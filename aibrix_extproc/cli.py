@@ -16,6 +16,7 @@ from aibrix_extproc.demo import options as demo
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.fakes import options as fakes
 from aibrix_extproc.loadtest import options as loadtest
+from aibrix_extproc.setting_types import parse_url
 
 EXIT_SETTINGS = 2
 
@@ -41,12 +42,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
+    command = commands.add_parser(
         "serve",
         help="run the external processor",
         description="Runs the external processor. Every setting is an environment variable: "
         "the table in the README lists them all.",
-    ).set_defaults(run=lambda _: serve())
+    )
+    command.add_argument(
+        "--from-peer",
+        metavar="URL",
+        default="",
+        help="take over the index of a running replica: the URL of its debug port "
+        "(docs/warm-restart.md). Where that fails, the start goes on without it.",
+    )
+    command.set_defaults(run=lambda args: serve(args.from_peer))
     for name, options, text in (
         ("demo", demo, "compare strategies on this machine, with a real Envoy"),
         ("fake-vllm", fakes, "an engine that needs no GPU and computes nothing"),
@@ -58,15 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def serve() -> int:
+def serve(from_peer: str = "") -> int:
     """Read the environment, then serve until a signal. Raises SettingsError."""
+    try:
+        peer = parse_url(from_peer)
+    except ValueError as error:
+        raise SettingsError(f"--from-peer: {error}") from None
     values = settings.Settings.from_environment()
     logs.configure(values.log_level, values.log_format)
     for line in settings.warnings():
         log.warning(line)
     from aibrix_extproc.app import App  # slow to import, and no other command needs it
 
-    return uvloop.run(App(values).run())
+    return uvloop.run(App(values, peer).run())
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class Metrics:
         self._event_sync()
         self._index()
         self._levers()
+        self._snapshots()
         self._discovery()
         self._agreement()
 
@@ -283,6 +284,29 @@ class Metrics:
             "aibrix_extproc_shadow_picks_total",
             "Picks of shadow mode, which no header told anybody, by the pod.",
             "pod",
+        )
+
+    def _snapshots(self) -> None:
+        self.snapshots_opened = self._counter(
+            "aibrix_kv_snapshots_opened_total",
+            "Snapshots looked for at start, by origin (file, peer) and what came of it.",
+            "origin",
+            "result",
+        )
+        self.snapshot_sources = self._counter(
+            "aibrix_kv_snapshot_sources_total",
+            "Sources of the snapshot found at start, by what became of them.",
+            "result",
+        )
+        self.snapshot_saves = self._counter(
+            "aibrix_kv_snapshot_saves_total", "Times the index was saved, or was not.", "result"
+        )
+        self.snapshot_saved_at = self._gauge(
+            "aibrix_kv_snapshot_saved_timestamp_seconds",
+            "When the index was last saved, since the epoch; 0: not yet.",
+        )
+        self.snapshot_bytes = self._gauge(
+            "aibrix_kv_snapshot_bytes", "Size of the snapshot last saved."
         )
 
     def _discovery(self) -> None:

@@ -51,10 +51,14 @@ def _address(value: object) -> object:
 
 
 def _endpoint(value: object) -> object:
-    """An http(s) URL without a trailing slash, or empty for none."""
-    if not isinstance(value, str) or not value.strip():
-        return ""
+    return parse_url(value) if isinstance(value, str) else ""
+
+
+def parse_url(value: str) -> str:
+    """An http(s) URL without a trailing slash, or empty for none. ValueError for what is none."""
     url = value.strip().rstrip("/")
+    if not url:
+        return ""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0

@@ -20,6 +20,7 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.setting_agreement import AgreementSettings
 from aibrix_extproc.setting_events import EventSettings, IndexBackend
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
+from aibrix_extproc.setting_snapshot import SnapshotSettings
 from aibrix_extproc.setting_types import (
     LOWER,
     BodyLimit,
@@ -111,7 +112,7 @@ class _AibrixSettings(SettingsGroup):
     )
 
 
-class Settings(EventSettings, AgreementSettings, ServerSettings, _AibrixSettings):
+class Settings(SnapshotSettings, EventSettings, AgreementSettings, ServerSettings, _AibrixSettings):
     """Everything that an operator can set. Names carry units; `from_environment` builds it.
 
     The groups stand in the order of their bases, the last one first.

@@ -129,8 +129,10 @@ async def start_server(
     environment: Mapping[str, str],
     name: str = "serve",
     wait_for: str = "readyz",
+    arguments: Sequence[str] = (),
 ) -> Server:
-    """Run `aibrix-extproc serve` with these variables, and wait for `/readyz` (or `/healthz`).
+    """Run `aibrix-extproc serve` with these variables and arguments, and wait for `/readyz` (or
+    `/healthz`).
 
     Addresses that `environment` does not name are free ones. Raises ProcessFailed.
     """
@@ -140,7 +142,7 @@ async def start_server(
         "AIBRIX_EXTPROC_DEBUG_ADDRESS": f"127.0.0.1:{free_port()}",
     }
     variables = addresses | dict(environment)
-    process = processes.spawn(name, [*_CLI, "serve"], variables)
+    process = processes.spawn(name, [*_CLI, "serve", *arguments], variables)
     admin_url = f"http://{variables['AIBRIX_EXTPROC_ADMIN_ADDRESS']}"
     await process.ready(session, f"{admin_url}/{wait_for}", _READY_TIMEOUT_S)
     debug_url = f"http://{variables['AIBRIX_EXTPROC_DEBUG_ADDRESS']}"

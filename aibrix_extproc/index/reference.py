@@ -92,15 +92,16 @@ class PrefixIndex:
 
     # -- a restart ----------------------------------------------------------------------------
 
-    def export_source(self, source: int) -> bytes:
+    def export_source(self, source: int, *, orphans: bool = True) -> bytes:
         """All that `apply` needs of a source to go on elsewhere; the layout is in `saved`.
 
-        An `apply` of that source under way in another thread may be in it by half: call it
-        between two. KeyError if unknown.
+        Parked blocks are the only ones with tokens in it: without `orphans` there are none, and
+        a parent that comes later finds no children. An `apply` of that source under way in
+        another thread may be in it by half: call it between two. KeyError if unknown.
         """
         with self._gate.look():
             target = self._sources[source]
-            frozen = Frozen(target.state, target.names.seed)
+            frozen = Frozen(target.state, target.names.seed, orphans=orphans)
         return encode(frozen.saved())
 
     def import_source(self, source: int, data: bytes) -> None:

@@ -47,6 +47,7 @@ _U16: Final = struct.Struct("<H")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _KEY_BYTES: Final = 8
+_FULL_AT: Final = _HEAD.size + _U64.size
 
 
 class SavedShelf(Struct, frozen=True):
@@ -115,6 +116,11 @@ def encode(source: SavedSource) -> bytes:
         parts += [_U32.pack(len(orphan.extras)), orphan.extras]
     data = b"".join(parts)
     return data + _U64.pack(xxh3_64_intdigest(data))
+
+
+def is_full(data: bytes) -> bool:
+    """Whether an export says that its source left out blocks for want of room."""
+    return data[_FULL_AT : _FULL_AT + 1] == b"\1"
 
 
 def _packed(values: Sequence[int]) -> bytes:

@@ -14,7 +14,7 @@ from aibrix_extproc.index.source_state import Shelf, SourceState
 class Frozen:
     """A copy of a state at one moment, cheap to take, turned into what is saved afterwards."""
 
-    def __init__(self, state: SourceState, seed: int) -> None:
+    def __init__(self, state: SourceState, seed: int, *, orphans: bool) -> None:
         """Alone with the state; takes some 10 ms for a million blocks."""
         self._seed = seed
         self._full = state.full
@@ -24,7 +24,7 @@ class Frozen:
             (shelf, shelf.block_size, shelf.blocks.copy(), shelf.more.copy())
             for shelf in state.shelves.values()
         ]
-        self._orphans = [(block, block.copies) for block in state.orphans]
+        self._orphans = [(block, block.copies) for block in state.orphans if orphans]
 
     def saved(self) -> SavedSource:
         """What is saved of it; needs nobody's leave."""

@@ -79,6 +79,14 @@ class EventIndex(Protocol):
     def clear_source(self, source: int) -> None: ...
 
 
+class Warm(Protocol):
+    """What was saved of a source by another process."""
+
+    def restore(self, source: int) -> Checkpoint | None:
+        """Import it into the index; None where it cannot be used, and the source is empty."""
+        ...
+
+
 class Line(Protocol):
     """The sockets of one source, used by its reader thread alone."""
 
@@ -99,11 +107,9 @@ class Feed:
         settings: Settings,
         metrics: Metrics,
         on_clear: Callable[[int], None],
-        resume: Checkpoint | None = None,
         on_new_engine: Callable[[str], None] = lambda pod: None,
     ) -> None:
-        """`resume`: the index holds already what the source held there. `on_new_engine(pod)`: for
-        all that is known, another engine process is behind it now."""
+        """`on_new_engine(pod)`: for all that is known, another engine process is behind it now."""
         self.source = source
         self.pod = pod
         self.rank = rank
@@ -126,9 +132,7 @@ class Feed:
         self.sync = SourceSync(
             limits, has_replay=rank.replay_endpoint is not None, now=time.monotonic()
         )
-        self._checkpoint = resume
-        if resume is not None:
-            self.sync.resume(resume)
+        self._checkpoint: Checkpoint | None = None
         self._batches = metrics.batches.labels(*self._labels)
         self._lag = metrics.source_lag.labels(*self._labels)
         self._stale = metrics.source_stale.labels(*self._labels)
@@ -138,6 +142,23 @@ class Feed:
             metrics.source_state.labels(*self._labels, state).set(state is self.sync.state)
 
     # -- inputs, from the reader thread -------------------------------------------------------
+
+    def restore(self, warm: Warm) -> None:
+        """Take over what was saved, before the first contact; the engine must prove it then.
+
+        `stop` waits for it, so that nothing is imported into a source that is given up.
+        """
+        with self._lock:
+            if self._stopped:
+                return
+            try:
+                checkpoint = warm.restore(self.source)
+            except Exception:
+                logger.exception("%s: what was saved of it is not used", self._name)
+                return
+            if checkpoint is not None:
+                self.sync.resume(checkpoint)
+                self._checkpoint = checkpoint
 
     def connected(self, line: Line, now: float) -> None:
         self._log.changed(f"{self._name}: its event port", "ok")

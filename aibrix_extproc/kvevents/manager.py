@@ -14,7 +14,7 @@ from typing import Protocol
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.index import IndexStats
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
-from aibrix_extproc.kvevents.feed import EventIndex
+from aibrix_extproc.kvevents.feed import EventIndex, Feed, Warm
 from aibrix_extproc.kvevents.sockets import link_options
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
@@ -59,6 +59,15 @@ class SourceView:
     event_endpoint: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A rank whose events are read, and who reads them."""
+
+    pod: Pod
+    rank: Rank
+    feed: Feed
+
+
 @dataclass(slots=True)
 class _Tracked:
     """A pod, and the sources of its ranks."""
@@ -101,6 +110,8 @@ class SourceManager:
         self._sweeper = ThreadPoolExecutor(1, "index-sweeper")
         self._subscriber: Subscriber | None = None
         self._switched_off = False
+        self.saved: Callable[[Pod, Rank], Warm | None] = lambda pod, rank: None
+        """What another process saved of a rank that is followed from now on."""
 
     # -- pods ---------------------------------------------------------------------------------
 
@@ -164,7 +175,7 @@ class SourceManager:
 
     def _follow(self, pod: Pod, rank: Rank, source: int) -> None:
         if self._subscriber is not None and rank.event_endpoint is not None:
-            self._subscriber.add(source, pod.key, rank)
+            self._subscriber.add(source, pod.key, rank, self.saved(pod, rank))
 
     # -- events -------------------------------------------------------------------------------
 
@@ -287,6 +298,16 @@ class SourceManager:
     def _past_first_sync(self, source: int) -> bool:
         feed = self._subscriber.feed(source) if self._subscriber is not None else None
         return feed is not None and feed.sync.first_sync_done
+
+    def followed(self) -> tuple[Followed, ...]:
+        """Every rank whose events are read now."""
+        found = []
+        for tracked in self._pods.values():
+            for rank, source in tracked.sources.items():
+                feed = self._subscriber.feed(source) if self._subscriber is not None else None
+                if feed is not None:
+                    found.append(Followed(tracked.pod, rank, feed))
+        return tuple(found)
 
     def views(self) -> tuple[SourceView, ...]:
         """Every source, by pod and rank."""

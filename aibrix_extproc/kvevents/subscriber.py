@@ -19,9 +19,8 @@ from collections.abc import Callable
 from typing import Final
 
 from aibrix_extproc.discovery.pods import Rank
-from aibrix_extproc.kvevents.checkpoint import Checkpoint
 from aibrix_extproc.kvevents.effects import ClearReason
-from aibrix_extproc.kvevents.feed import EventIndex, Feed
+from aibrix_extproc.kvevents.feed import EventIndex, Feed, Warm
 from aibrix_extproc.kvevents.line import SourceLine
 from aibrix_extproc.kvevents.replay import Question
 from aibrix_extproc.kvevents.sockets import (
@@ -67,9 +66,9 @@ class Reader(threading.Thread):
 
     # -- from other threads -------------------------------------------------------------------
 
-    def add(self, feed: Feed, endpoint: str) -> None:
-        """Subscribe, soon."""
-        self._command(lambda: self._add(feed, endpoint))
+    def add(self, feed: Feed, endpoint: str, warm: Warm | None) -> None:
+        """Subscribe, soon, once what was saved of it is in the index."""
+        self._command(lambda: self._add(feed, endpoint, warm))
 
     def remove(self, source: int) -> None:
         """Close the sockets of a source, soon; its feed is stopped by now."""
@@ -150,7 +149,9 @@ class Reader(threading.Thread):
                 return
             command()
 
-    def _add(self, feed: Feed, endpoint: str) -> None:
+    def _add(self, feed: Feed, endpoint: str, warm: Warm | None) -> None:
+        if warm is not None:
+            feed.restore(warm)
         line = self._lines[feed.source] = SourceLine(feed, endpoint, self)
         line.open(time.monotonic())
 
@@ -199,11 +200,11 @@ class Subscriber:
         for reader in self._readers:
             reader.start()
 
-    def add(self, source: int, name: str, rank: Rank, resume: Checkpoint | None = None) -> None:
+    def add(self, source: int, name: str, rank: Rank, warm: Warm | None = None) -> None:
         """Follow a source; `name` is its pod's, for logs and metrics.
 
-        `resume`: the index holds already what the source held at that batch. It is kept where
-        the engine's replay proves that the same process answers, else cleared.
+        `warm` is imported first, by the thread that will read the source. It is kept where the
+        engine's replay proves that the same process answers, else cleared.
 
         Raises ValueError for a rank without an event endpoint.
         """
@@ -217,13 +218,12 @@ class Subscriber:
             self._settings,
             self._metrics,
             self._on_clear,
-            resume,
             self._on_new_engine,
         )
         reader = min(self._readers, key=lambda r: r.sources)
         reader.sources += 1
         self._feeds[source] = (feed, reader)
-        reader.add(feed, rank.event_endpoint)
+        reader.add(feed, rank.event_endpoint, warm)
 
     def remove(self, source: int) -> None:
         """Follow it no more: when this returns, nothing of it is applied, and its metrics are gone.

@@ -151,8 +151,8 @@ impl Index {
     }
 
     /// All that `apply` needs of a source to go on elsewhere. Call it between two batches.
-    pub fn export_source(&self, number: u64) -> Result<Vec<u8>, UnknownSource> {
-        Ok(snapshot::export(&*self.source(number)?))
+    pub fn export_source(&self, number: u64, orphans: bool) -> Result<Vec<u8>, UnknownSource> {
+        Ok(snapshot::export(&*self.source(number)?, orphans))
     }
 
     /// Make a source that was just added hold what an exported one did; see `snapshot`.

@@ -127,8 +127,15 @@ impl PrefixIndex {
     }
 
     /// All that `apply` needs of a source to go on elsewhere. KeyError if unknown.
-    fn export_source<'py>(&self, py: Python<'py>, source: Number) -> PyResult<Bound<'py, PyBytes>> {
-        let data = source.known(|number| py.detach(|| self.index.export_source(number)))?;
+    #[pyo3(signature = (source, *, orphans = true))]
+    fn export_source<'py>(
+        &self,
+        py: Python<'py>,
+        source: Number,
+        orphans: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let data =
+            source.known(|number| py.detach(|| self.index.export_source(number, orphans)))?;
         Ok(PyBytes::new(py, &data))
     }
 

@@ -51,10 +51,11 @@ struct Copied {
     more: Vec<(u64, u64)>,
 }
 
-/// All that `apply` needs of a source to go on elsewhere.
-pub fn export(source: &Source) -> Vec<u8> {
+/// All that `apply` needs of a source to go on elsewhere. Without `with_orphans` there is no token
+/// in it, and a parent that comes later finds no children.
+pub fn export(source: &Source, with_orphans: bool) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut orphans = Vec::new();
+    let mut orphans = vec![0; size_of::<u32>()];
     let shelves: Vec<Copied> = {
         let present = source.present.lock();
         let state = &present.state;
@@ -66,7 +67,10 @@ pub fn export(source: &Source) -> Vec<u8> {
         for value in [state.lookahead(), named, indexed] {
             out.extend_from_slice(&value.to_le_bytes());
         }
-        write_orphans(state, &mut orphans);
+        if with_orphans {
+            orphans.clear();
+            write_orphans(state, &mut orphans);
+        }
         let copied = |shelf: &crate::state::Shelf| Copied {
             medium: shelf.medium.clone(),
             group: shelf.group,

@@ -297,7 +297,7 @@ fn no_export_panics_or_takes_more_than_it_justifies() {
         for _ in 0..20 {
             index.apply(source, &payload(&mut random)).unwrap();
         }
-        let export = index.export_source(source).unwrap();
+        let export = index.export_source(source, true).unwrap();
         for _ in 0..100 {
             let bytes = damaged(&mut random, &export);
             let number = index.add_source(b"m", None, None);
@@ -312,7 +312,7 @@ fn no_export_panics_or_takes_more_than_it_justifies() {
             index.apply(number, &payload(&mut random)).unwrap();
             index.remove_source(number).unwrap();
         }
-        assert_eq!(index.export_source(source).unwrap(), export);
+        assert_eq!(index.export_source(source, true).unwrap(), export);
         index.remove_source(source).unwrap();
         let stats = index.stats();
         assert_eq!((stats.blocks, stats.placements, stats.bytes), (0, 0, 0));

@@ -182,6 +182,19 @@ class Stack:
         )
         return self.servers[index]
 
+    async def add_server(self, environment: Mapping[str, str], *arguments: str) -> Server:
+        """Start one more processor, which Envoy does not know; it stands last in `servers`."""
+        self.servers.append(
+            await start_server(
+                self.processes,
+                self.session,
+                self.environment | dict(environment),
+                f"serve-{len(self.servers)}",
+                arguments=arguments,
+            )
+        )
+        return self.servers[-1]
+
     async def start_engine(self, index: int) -> FakeEngine:
         """Start an engine again on its ports, with an empty cache, after it was closed."""
         old = self.engines[index]

@@ -149,6 +149,20 @@ class TestExport:
         assert other.match(MODEL, PROMPT) == {number: 4}
         assert other.stats().orphans == 0
 
+    def test_without_orphans_there_is_no_token_in_it(
+        self, new_index: NewIndex, other_index: NewIndex
+    ) -> None:
+        index, other = new_index(), other_index()
+        source = index.add_source(MODEL)
+        index.apply(source, batch(stored([1], PROMPT[:4]), stored([9], PROMPT[8:12], parent=8)))
+        tokens = struct.pack("<4I", *PROMPT[8:12])
+        assert tokens in index.export_source(source)
+        bare = index.export_source(source, orphans=False)
+        assert tokens not in bare
+        number = other.add_source(MODEL)
+        other.import_source(number, bare)
+        assert (other.match(MODEL, PROMPT), other.stats().orphans) == ({number: 1}, 0)
+
     def test_an_unknown_source_is_a_key_error(self, new_index: NewIndex) -> None:
         index = new_index()
         with pytest.raises(KeyError):

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -389,6 +390,26 @@ class TestManySources:
                 station.reaches(source, EXACT, 2)
 
 
+@dataclass
+class Saved:
+    """What another process saved: these blocks, as of this batch."""
+
+    index: PrefixIndex
+    hashes: list[int]
+    checkpoint: Checkpoint | None
+
+    def restore(self, source: int) -> Checkpoint | None:
+        self.index.apply(source, payload_of(stored(self.hashes)))
+        return self.checkpoint
+
+
+class Broken:
+    """What cannot be read."""
+
+    def restore(self, source: int) -> Checkpoint | None:
+        raise OSError("the disk is gone")
+
+
 class TestResume:
     def test_a_source_goes_on_from_what_another_index_held(
         self, stations: Callable[..., Station], engine: KvPublisher
@@ -407,9 +428,8 @@ class TestResume:
 
         after = stations()
         resumed = after.index.add_source(MODEL)
-        after.index.apply(resumed, payload_of(stored([1, 2, 3, 4])))
         rank = Rank(0, engine.endpoint, engine.replay_endpoint)
-        after.subscriber.add(resumed, POD, rank, checkpoint)
+        after.subscriber.add(resumed, POD, rank, Saved(after.index, [1, 2, 3, 4], checkpoint))
         after.reaches(resumed, EXACT, 6)
         assert after.cleared == []
         assert engine.asked_from[-1] == 3
@@ -419,13 +439,23 @@ class TestResume:
     ) -> None:
         fill(engine, 1, 4)
         source = station.index.add_source(MODEL)
-        station.index.apply(source, payload_of(stored([70, 71, 72])))
         rank = Rank(0, engine.endpoint, engine.replay_endpoint)
-        saved = Checkpoint(2, digest_of(b"of another process"), complete=True)
-        station.subscriber.add(source, POD, rank, saved)
+        checkpoint = Checkpoint(2, digest_of(b"of another process"), complete=True)
+        station.subscriber.add(source, POD, rank, Saved(station.index, [70, 71, 72], checkpoint))
         station.reaches(source, EXACT, 4)
         assert station.index.stats().per_source[source] == 4
         assert station.cleared == [source]
+
+    def test_where_what_was_saved_cannot_be_used_it_starts_clean(
+        self, station: Station, engine: KvPublisher
+    ) -> None:
+        fill(engine, 1, 4)
+        rank = Rank(0, engine.endpoint, engine.replay_endpoint)
+        for saved in (Saved(station.index, [], None), Broken()):
+            source = station.index.add_source(MODEL)
+            station.subscriber.add(source, POD, rank, saved)
+            station.reaches(source, EXACT, 4)
+            assert engine.asked_from[-1] == 0
 
     def test_there_is_no_checkpoint_before_a_batch_and_after_a_clear(
         self, station: Station, engine: KvPublisher
