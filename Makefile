@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENVOY_VENV := .venv-envoy
 ENVOY_VERSION := 1.40.0
+PEERS := .venv-peers
 JOBS ?= 2
 READY := $(VENV)/.ready
 ENVOY := $(ENVOY_VENV)/bin/envoy
@@ -13,7 +14,7 @@ CARGO := $(shell command -v cargo)
 FUZZ_SECONDS ?= 600
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz bench \
-	bench-index bench-request-path bench-conversations bench-tokenizer-client
+	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
 
@@ -82,6 +83,18 @@ bench-conversations: $(READY)
 bench-tokenizer-client: $(READY)
 	$(BIN)/python -m benchmarks.tokenizer_client $(BENCH)
 
+# The same workload on the indexes that PyPI ships, each in an environment of its own.
+bench-peers: $(READY) $(PEERS)/dynamo/.tried $(PEERS)/smg/.tried
+	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+# What cannot be installed here is skipped; `rm -r .venv-peers` tries again.
+$(PEERS)/dynamo/.tried: PEER_PACKAGES := ai-dynamo-runtime==1.6.1 msgspec
+$(PEERS)/smg/.tried: PEER_PACKAGES := smg==1.13.0 smg-grpc-proto==0.4.28 msgspec
+$(PEERS)/%/.tried:
+	@$(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_PACKAGES) \
+	  || { echo "bench-peers: $* cannot be installed here and will be skipped"; rm -rf $(@D)/bin; }
+	@mkdir -p $(@D) && touch $@
+
 proto: $(READY)
 	PYTHON=$(BIN)/python proto/generate aibrix_extproc/extproc/stubs
 
@@ -92,4 +105,4 @@ proto-check: $(READY)
 	diff -ru --exclude='__pycache__' --exclude='__init__.py' aibrix_extproc/extproc/stubs "$$tmp"
 
 clean:
-	rm -rf core/target $(VENV) $(ENVOY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf core/target $(VENV) $(ENVOY_VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

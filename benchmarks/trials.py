@@ -8,20 +8,19 @@ import gc
 import json
 import random
 import statistics
-import struct
 import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from aibrix_extproc import index
 from aibrix_extproc.index import Applied, reference
+from benchmarks.messages import read_messages, rss_bytes, write_messages
 from benchmarks.workload import BLOCK_TOKENS, VOCABULARY, Message, Workload, stored_chain
 
-_RECORD: Final = struct.Struct("<II")
 PROMPT_TOKENS: Final = (1024, 8192, 32768, 131072)
 HOLDERS: Final = 4
 
@@ -53,24 +52,6 @@ BACK_ENDS: Final[dict[str, Callable[[], Any]]] = {
     "reference": reference.PrefixIndex,
     "empty": Empty,
 }
-
-
-def write_messages(path: Path, messages: Iterator[Message]) -> None:
-    """Source, length, payload; one after another."""
-    with path.open("wb") as file:
-        for source, payload in messages:
-            file.write(_RECORD.pack(source, len(payload)) + payload)
-
-
-def read_messages(path: str) -> Iterator[Message]:
-    with open(path, "rb") as file:
-        while head := file.read(_RECORD.size):
-            source, length = _RECORD.unpack(head)
-            yield source, file.read(length)
-
-
-def rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def new_index(options: dict[str, Any]) -> Any:
@@ -232,7 +213,11 @@ TRIALS: Final[dict[str, Callable[[dict[str, Any]], dict[str, float]]]] = {
 
 def make_files(options: dict[str, Any]) -> dict[str, float]:
     """Write the messages of a workload, and what it comes to."""
-    workload = Workload(options["sources"], options["sequences"])
+    workload = Workload(
+        options["sources"],
+        options["sequences"],
+        shared_hashes=options.get("shared_hashes", False),
+    )
     if options.get("removals"):
         write_messages(Path(options["path"]), workload.removals())
     else:

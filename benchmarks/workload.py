@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import msgspec
 
+from benchmarks.messages import Message
+
 BLOCK_TOKENS: Final = 16
 GROUPS: Final = 64
 PREFIX_BLOCKS: Final = 32
@@ -28,8 +30,6 @@ SUFFIX_BLOCKS: Final = 6
 SUFFIXES: Final = 100_000
 VOCABULARY: Final = 128_000
 
-Message = tuple[int, bytes]
-"""(source, payload)."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -76,10 +76,18 @@ def block_hash(seed: int, source: int, number: int) -> int:
 class Workload:
     """W, scaled by its number of sources and of sequences per source."""
 
-    def __init__(self, sources: int = 100, sequences: int = 2000, seed: int = 1) -> None:
+    def __init__(
+        self,
+        sources: int = 100,
+        sequences: int = 2000,
+        seed: int = 1,
+        *,
+        shared_hashes: bool = False,
+    ) -> None:
         self.sources = sources
         self.sequences = sequences
         self.seed = seed
+        self.shared_hashes = shared_hashes
         rng = random.Random(seed)
         draw = rng.choices
         vocabulary = range(VOCABULARY)
@@ -99,7 +107,9 @@ class Workload:
         """The suffixes that a source drew, in order."""
         return self._chosen[source]
 
-    def _hashes(self, source: int, start: int, count: int) -> list[int]:
+    def _hashes(self, source: int, held: int, content: int, count: int) -> list[int]:
+        """Of the blocks that a source stores next; `content` numbers them over all sources."""
+        source, start = (0, content) if self.shared_hashes else (source, held)
         return [block_hash(self.seed, source, start + n) for n in range(count)]
 
     def events(self) -> Iterator[Stored]:
@@ -112,13 +122,15 @@ class Workload:
                 number = self._chosen[source][turn]
                 group = number % GROUPS
                 if group not in seen[source]:
-                    hashes = self._hashes(source, counts[source], PREFIX_BLOCKS)
+                    content = group * PREFIX_BLOCKS
+                    hashes = self._hashes(source, counts[source], content, PREFIX_BLOCKS)
                     counts[source] += PREFIX_BLOCKS
                     seen[source][group] = hashes[-1]
                     yield Stored(source, hashes, None, self._prefixes[group])
                 if number not in suffixes:
                     suffixes[number] = self.suffix(number)
-                hashes = self._hashes(source, counts[source], SUFFIX_BLOCKS)
+                content = GROUPS * PREFIX_BLOCKS + number * SUFFIX_BLOCKS
+                hashes = self._hashes(source, counts[source], content, SUFFIX_BLOCKS)
                 counts[source] += SUFFIX_BLOCKS
                 yield Stored(source, hashes, seen[source][group], suffixes[number])
 
