@@ -33,13 +33,17 @@ class Reuse:
         self._registry = registry
         self._asker = asker
         self._growth = Growth()
-        self._predicted: dict[str, Counted] = defaultdict(lambda: NOTHING)
+        self._predicted: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        """Model → prompt tokens and, of these, predicted ones: changed by every request."""
         self._actual: dict[str, Counted] = defaultdict(lambda: NOTHING)
+        self._shown: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def decided(self, model: str, prompt_tokens: int, matched_tokens: int) -> None:
         """One request whose tokens are known went to a pod of this model (the pods' label)."""
-        self._predicted[model] += Counted(prompt_tokens, matched_tokens)
+        sums = self._predicted[model]
+        sums[0] += prompt_tokens
+        sums[1] += matched_tokens
 
     async def start(self) -> None:
         """Read the counters from now on."""
@@ -69,7 +73,8 @@ class Reuse:
         models = {pod.model for pod in self._registry.pods()}
         for model in models:
             self._compare(model)
-        for gone in (self._predicted.keys() | self._actual.keys()) - models:
+        for gone in (self._predicted.keys() | self._actual.keys() | self._shown) - models:
+            self._shown.discard(gone)
             self._predicted.pop(gone, None)
             self._actual.pop(gone, None)
             self._metrics.remove(self._metrics.reuse_difference, gone)
@@ -84,9 +89,11 @@ class Reuse:
         self._actual[pod.model] += grown
 
     def _compare(self, model: str) -> None:
-        predicted, actual = self._predicted[model], self._actual[model]
+        predicted, actual = Counted(*self._predicted[model]), self._actual[model]
         if min(predicted.queries, actual.queries) < _ENOUGH_TOKENS:
             return
-        self._predicted[model] = self._actual[model] = NOTHING
+        self._predicted.pop(model)
+        self._actual.pop(model)
         if predicted.share is not None and actual.share is not None:
+            self._shown.add(model)
             self._metrics.reuse_difference.labels(model).set(predicted.share - actual.share)

@@ -9,9 +9,10 @@ loop's thread.
 import logging
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
+
+import msgspec
 
 from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.logs import StateLog
@@ -37,8 +38,7 @@ class Served(StrEnum):
     """Envoy did not say, or nobody served."""
 
 
-@dataclass(frozen=True, slots=True)
-class Promised:
+class Promised(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The blocks that a source was promised to hold."""
 
     keys: "array[int]"
@@ -49,8 +49,7 @@ class Promised:
     expiry: float
 
 
-@dataclass(slots=True, eq=False)
-class Trip:
+class Trip(msgspec.Struct, eq=False):
     """One decided request. The body is not kept; ids and keys go when the answer begins."""
 
     ticket: Ticket
@@ -77,10 +76,13 @@ class Trip:
     """Nobody was told of the pick: what serves says nothing about it."""
     served_by: str | None = None
     served: Served = Served.UNKNOWN
-    chosen: Pod = field(init=False)
+    not_by: Pod | None = None
+    """The chosen pod, where another one serves."""
 
-    def __post_init__(self) -> None:
-        self.chosen = self.pod
+    @property
+    def chosen(self) -> Pod:
+        """The pod that the decision chose."""
+        return self.not_by or self.pod
 
     def forget_tokens(self) -> None:
         """The answer has begun: its tokens are of no more use here."""
@@ -135,6 +137,7 @@ class Picks:
             return Served.STRANGER
         self._ledger.move(trip.ticket, candidate.source)
         self._promise(trip, candidate.source, now)
+        trip.not_by = trip.pod
         trip.pod, trip.source = candidate.pod, candidate.source
         return Served.OTHER
 

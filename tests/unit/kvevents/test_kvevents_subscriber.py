@@ -30,8 +30,13 @@ class Station:
         self.metrics = Metrics()
         self.cleared: list[int] = []
         values: dict[str, float] = {"kv_replay_timeout_s": 0.5, "kv_lost_after_s": 30.0}
+        self.new_engines: list[str] = []
         self.subscriber = Subscriber(
-            self.index, Settings(**(values | settings)), self.metrics, self.cleared.append
+            self.index,
+            Settings(**(values | settings)),
+            self.metrics,
+            self.cleared.append,
+            self.new_engines.append,
         )
 
     def follow(self, engine: KvPublisher, *, rank: int = 0, replay: bool = True) -> int:
@@ -262,6 +267,18 @@ class TestRestarts:
         station.reaches(source, EXACT, 2)
         assert station.count_of("aibrix_kv_restarts_total") == 1
         assert station.count("aibrix_kv_source_clears_total", reason="restart") == 1
+        assert station.new_engines == [POD]
+
+    def test_without_a_replay_port_a_new_connection_may_be_another_engines(
+        self, station: Station, engine: KvPublisher
+    ) -> None:
+        source = station.follow(engine, replay=False)
+        eventually(lambda: station.state(source) is PARTIAL)
+        fill(engine, 1, 2)
+        station.reaches(source, PARTIAL, 2)
+        assert station.new_engines == []
+        engine.restart()
+        eventually(lambda: station.new_engines == [POD])
 
     def test_one_that_stays_silent_is_found_out(
         self, station: Station, engine: KvPublisher

@@ -73,3 +73,14 @@ def test_clearing_leaves_nothing() -> None:
     cache.put(b"a", ids(3), now=0)
     cache.clear()
     assert (cache.get(b"a", now=0), cache.bytes) == (None, 0)
+
+
+def test_the_prompts_of_one_model_can_be_forgotten() -> None:
+    cache = TokenCache(10_000)
+    cache.put(b"a", array("I", [1]), 0.0, "one")
+    cache.put(b"b", array("I", [2]), 0.0, "other")
+    size = cache.bytes
+    cache.drop_models({"one"})
+    assert cache.get(b"a", 0.0) is None
+    assert cache.get(b"b", 0.0) is not None
+    assert cache.bytes == size // 2

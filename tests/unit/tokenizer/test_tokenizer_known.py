@@ -190,6 +190,29 @@ async def test_a_flush_forgets_conversations() -> None:
         assert rig.prefix("bob", 4) is None
 
 
+async def test_the_conversations_of_one_model_can_be_forgotten() -> None:
+    async with started() as (rig, server):
+        await rig.learn(server, "ann", "bob")
+        rig.pool.flush({"other"})
+        assert rig.prefix("bob", 4) is not None
+        rig.pool.flush({"m", "other"})
+        assert rig.value("conversation_cache_bytes") == 0
+        assert rig.value("tokenizer_cache_bytes") == 0
+        assert rig.prefix("bob", 4) is None
+
+
+async def test_more_frames_than_are_counted_are_forgotten(monkeypatch: Any) -> None:
+    monkeypatch.setattr("aibrix_extproc.tokenizer.known._MAX_FRAMES", 2)
+    async with started() as (rig, server):
+        for number in range(6):
+            body = {"model": "m", "messages": turns("x", 1), "tools": [{"name": number}]}
+            prompt = parse_body("/v1/chat/completions", json.dumps(body).encode()).prompt
+            assert prompt is not None
+            await rig.pool.tokenize(prompt, [server.address], ENOUGH_S)
+        rig.pool.flush({"m"})
+        assert rig.value("conversation_cache_bytes") == 0
+
+
 async def test_both_memories_together_stay_within_the_limit() -> None:
     async with started(tokenizer_cache_bytes=40_000) as (rig, server):
         for number in range(12):
