@@ -33,6 +33,7 @@ from aibrix_extproc.errors import SettingsError, UnknownStrategy
 from aibrix_extproc.extproc.drain import drain
 from aibrix_extproc.extproc.health import Health
 from aibrix_extproc.extproc.service import Processor, listen, make_server
+from aibrix_extproc.extproc.tls import Certificates
 from aibrix_extproc.extproc.watchdog import Watchdog
 from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
@@ -87,6 +88,7 @@ class App:
         self.agreement = AgreementService(
             settings, self.metrics, self.registry, self.decider.agreement, self.tokenizer.flush
         )
+        self.certificates = Certificates(settings, self.metrics) if settings.grpc_tls_cert else None
         self.health = Health()
         self.processor = Processor(settings, self.metrics, self.decider)
         self.admin = AdminServer(
@@ -121,7 +123,7 @@ class App:
         self._ready_by = time.monotonic() + settings.ready_grace_s
         self._synced = False
         self._draining = False
-        self._readiness_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
 
     def _emptied(self, source: int) -> None:
@@ -183,7 +185,9 @@ class App:
             self.manager.start_events()
         self.snapshots.start()
         self.watchdog.start()
-        self._readiness_task = asyncio.create_task(self._follow_readiness())
+        self._tasks.append(asyncio.create_task(self._follow_readiness()))
+        if self.certificates is not None:
+            self._tasks.append(asyncio.create_task(self.certificates.follow()))
         log.info(
             "serving on %s, admin on %s, debug on %s, strategy %s, index %s, event sync %s",
             self.settings.grpc_address,
@@ -198,7 +202,8 @@ class App:
         self._server = make_server(self.settings)
         self.processor.register(self._server)
         await self.health.start(self._server)
-        self.grpc_port = listen(self._server, self.settings.grpc_address)
+        credentials = self.certificates.credentials() if self.certificates else None
+        self.grpc_port = listen(self._server, self.settings.grpc_address, credentials)
         await self._server.start()
 
     async def drain(self) -> None:
@@ -214,10 +219,10 @@ class App:
 
     async def stop(self) -> None:
         """Close every part, the last opened first."""
-        if self._readiness_task is not None:
-            self._readiness_task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._readiness_task
+                await task
         self.watchdog.close()
         await self.snapshots.close()
         await self.debug.close()

@@ -153,6 +153,15 @@ class Metrics:
             "aibrix_extproc_predictions_evicted_total",
             "Predicted blocks dropped before their time, because too many are held.",
         )
+        self.tls_reloads = self._counter(
+            "aibrix_extproc_tls_reloads_total",
+            "Changes of the gRPC port's certificate files: renewed, failed.",
+            "result",
+        )
+        self.tls_broken = self._gauge(
+            "aibrix_extproc_tls_renewal_broken",
+            "1 while the certificate files cannot be used, and what was read before is.",
+        )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
         )

@@ -21,6 +21,7 @@ from aibrix_extproc.setting_agreement import AgreementSettings
 from aibrix_extproc.setting_events import EventSettings, IndexBackend
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_snapshot import SnapshotSettings
+from aibrix_extproc.setting_tls import TlsSettings
 from aibrix_extproc.setting_types import (
     LOWER,
     BodyLimit,
@@ -112,7 +113,14 @@ class _AibrixSettings(SettingsGroup):
     )
 
 
-class Settings(SnapshotSettings, EventSettings, AgreementSettings, ServerSettings, _AibrixSettings):
+class Settings(
+    SnapshotSettings,
+    EventSettings,
+    AgreementSettings,
+    TlsSettings,
+    ServerSettings,
+    _AibrixSettings,
+):
     """Everything that an operator can set. Names carry units; `from_environment` builds it.
 
     The groups stand in the order of their bases, the last one first.
@@ -270,6 +278,7 @@ class Settings(SnapshotSettings, EventSettings, AgreementSettings, ServerSetting
 
     def check_together(self) -> None:
         """Rules that bind several variables. Raises SettingsError."""
+        self.check_tls()
         if self.kv_event_sync and not self.use_remote_tokenizer:
             raise SettingsError(
                 "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED is true, but "

@@ -63,15 +63,24 @@ def make_server(settings: Settings) -> grpc.aio.Server:
     )
 
 
-def listen(server: grpc.aio.Server, address: str) -> int:
-    """Bind `host:port` and return the port. Raises SettingsError where that cannot be."""
+def listen(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Bind `host:port`, in plain text without credentials, and return the port.
+
+    Raises SettingsError where that cannot be.
+    """
     try:
-        port = int(server.add_insecure_port(address))
+        if credentials is None:
+            port = int(server.add_insecure_port(address))
+        else:
+            port = int(server.add_secure_port(address, credentials))
     except RuntimeError:
         port = 0
     if port == 0:
         raise SettingsError(
             f"AIBRIX_EXTPROC_GRPC_ADDRESS: {address} cannot be bound (in use, or not ours)"
+            + (", or gRPC does not take the certificate" if credentials else "")
         )
     return port
 

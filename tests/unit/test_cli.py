@@ -47,6 +47,14 @@ def serve(tmp_path: Path, **environment: str) -> "subprocess.CompletedProcess[st
             {"AIBRIX_EXTPROC_ENDPOINTS_FILE": "/nowhere/pods.yaml"},
             ["AIBRIX_EXTPROC_ENDPOINTS_FILE", "/nowhere/pods.yaml"],
         ),
+        (
+            {
+                "AIBRIX_EXTPROC_GRPC_TLS_CERT": "/nowhere/tls.crt",
+                "AIBRIX_EXTPROC_GRPC_TLS_KEY": "/nowhere/tls.key",
+            },
+            ["AIBRIX_EXTPROC_GRPC_TLS_CERT", "/nowhere/tls.crt"],
+        ),
+        ({"AIBRIX_EXTPROC_GRPC_TLS_CLIENT_CA": "/x.crt"}, ["AIBRIX_EXTPROC_GRPC_TLS_CERT"]),
         ({"AIBRIX_EXTPROC_GRPC_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_GRPC_ADDRESS"]),
         ({"AIBRIX_EXTPROC_ADMIN_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_ADMIN_ADDRESS"]),
         ({"AIBRIX_EXTPROC_DEBUG_ADDRESS": "203.0.113.1:1"}, ["AIBRIX_EXTPROC_DEBUG_ADDRESS"]),

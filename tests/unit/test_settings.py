@@ -165,6 +165,16 @@ def test_event_sync_needs_the_remote_tokenizer_and_the_message_names_both() -> N
     assert read(**{SYNC: "true", REMOTE: "true"}).kv_event_sync
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"), [("CERT", "KEY"), ("KEY", "CERT"), ("CLIENT_CA", "CERT")]
+)
+def test_the_files_of_tls_go_together_and_the_missing_one_is_named(
+    given: str, missing: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^AIBRIX_EXTPROC_GRPC_TLS_{missing}: is unset"):
+        read(**{f"AIBRIX_EXTPROC_GRPC_TLS_{given}": "/x.pem"})
+
+
 def test_variables_of_aibrix_that_mean_nothing_here_are_accepted_with_a_reason() -> None:
     for name, why in IGNORED.items():
         read(**{name: "x"})

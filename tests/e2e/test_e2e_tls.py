@@ -1,0 +1,91 @@
+"""A real Envoy that reaches the processor by mutual TLS."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aibrix_extproc.demo import envoy_config
+from tests.certificates import Authority, Pair
+from tests.e2e.beside import MODES, another_envoy
+from tests.e2e.stack import gateway
+from tests.e2e.watching import PICKED, counted, text
+from tests.support import eventually_async
+
+UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+
+
+def transport(trusted: Path, client: Pair | None) -> Mapping[str, Any]:
+    """The `transport_socket` of docs/envoy.md."""
+    common: dict[str, Any] = {
+        "validation_context": {
+            "trusted_ca": {"filename": str(trusted)},
+            "match_typed_subject_alt_names": [
+                {"san_type": "DNS", "matcher": {"exact": "localhost"}}
+            ],
+        }
+    }
+    if client is not None:
+        common["tls_certificates"] = [
+            {
+                "certificate_chain": {"filename": str(client.cert)},
+                "private_key": {"filename": str(client.key)},
+            }
+        ]
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {"@type": UPSTREAM_TLS, "common_tls_context": common},
+    }
+
+
+@pytest.mark.asyncio
+async def test_envoy_with_the_right_certificate_gets_picks_and_others_get_none(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    server, client = authority.issue("server"), authority.issue("envoy")
+    stranger = Authority(tmp_path, "other").issue("stranger")
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(server.cert, cert)
+    shutil.copy(server.key, key)
+    environment = {
+        "AIBRIX_EXTPROC_GRPC_TLS_CERT": str(cert),
+        "AIBRIX_EXTPROC_GRPC_TLS_KEY": str(key),
+        "AIBRIX_EXTPROC_GRPC_TLS_CLIENT_CA": str(authority.path),
+    }
+
+    def by(client: Pair | None) -> Any:
+        def edit(config: envoy_config.Config) -> None:
+            cluster = envoy_config.cluster(config, "ext_proc")
+            cluster["transport_socket"] = transport(authority.path, client)
+
+        return edit
+
+    async with gateway(engines=2, environment=environment, edit=by(client)) as stack:
+        first = await stack.complete(text("tls"))
+        assert first.status == 200
+        assert PICKED in first.headers
+
+        renewed = authority.issue("renewed")
+        for source, path in ((renewed.key, key), (renewed.cert, cert)):
+            draft = tmp_path / "draft"
+            shutil.copy(source, draft)
+            draft.replace(path)
+
+        async def is_renewed() -> bool:
+            name = "aibrix_extproc_tls_reloads_total"
+            return await counted(stack, name, result="renewed") == 1
+
+        await eventually_async(is_renewed)
+        # A new Envoy meets the new certificate; the first one's connection goes on.
+        again = await another_envoy(stack, MODES[0], edit=by(client))
+        assert PICKED in (await again.complete(text("tls"))).headers
+        assert PICKED in (await stack.complete(text("tls"))).headers
+
+        for wrong in (None, stranger):
+            gate = await another_envoy(stack, MODES[0], edit=by(wrong))
+            reply = await gate.complete(text("tls"))
+            assert reply.status == 200
+            assert PICKED not in reply.headers
