@@ -279,6 +279,10 @@ class Metrics:
             "backend",
         )
         self.index_sources = self._gauge("aibrix_kv_index_sources", "Sources in the index.")
+        self.index_full_sources = self._gauge(
+            "aibrix_kv_index_full_sources",
+            "Sources of which blocks were left out, because the index is full.",
+        )
 
     def _levers(self) -> None:
         self.levers = self._gauge(

@@ -42,6 +42,7 @@ class Scrape:
         metrics.index_blocks.set(stats.blocks)
         metrics.index_orphans.set(stats.orphans)
         metrics.index_sources.set(stats.sources)
+        metrics.index_full_sources.set(len(stats.full_sources))
         by_medium = _bounded(stats.by_medium)
         for gone in self._media - by_medium.keys():
             metrics.index_placements.remove(gone)

@@ -14,6 +14,7 @@ from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied
 from aibrix_extproc.index.results import (
     CONFLICT,
+    FULL,
     MISFIT,
     PAYLOAD,
     UNKNOWN_EVENT,
@@ -70,6 +71,8 @@ class _Result(NamedTuple):
     cleared: bool
     loss: ClearReason | None
     unreadable: bool
+    left_out: bool = False
+    """Blocks were left out, because the index is full."""
 
 
 class EventIndex(Protocol):
@@ -263,7 +266,11 @@ class Feed:
             if result is None:
                 return
             effects = self.sync.applied(
-                cleared=result.cleared, loss=result.loss, unreadable=result.unreadable, now=now
+                cleared=result.cleared,
+                loss=result.loss,
+                unreadable=result.unreadable,
+                left_out=result.left_out,
+                now=now,
             )
 
     def _show_waiting(self) -> None:
@@ -305,12 +312,25 @@ class Feed:
             self._lag.set(self.lag_s)
         if applied.cleared:
             self._on_clear(self.source)
+            self._show_full(False)
+        left_out = FULL in applied.skipped
+        if left_out:
+            self._show_full(True)
         unreadable = effect.live and not _UNREADABLE.isdisjoint(applied.skipped)
         if applied.lossy:
             return _Result(applied.cleared > 0, ClearReason.LOSSY, unreadable)
-        complete = self.sync.complete or applied.cleared > 0
+        complete = (self.sync.complete or applied.cleared > 0) and not left_out
         self._checkpoint = Checkpoint(effect.sequence, digest_of(effect.payload), complete)
-        return _Result(applied.cleared > 0, None, unreadable)
+        return _Result(applied.cleared > 0, None, unreadable, left_out)
+
+    def _show_full(self, full: bool) -> None:
+        self._log.changed(
+            f"{self._name}: its part of the index",
+            "full" if full else "ok",
+            "AIBRIX_KV_INDEX_MAX_BYTES is reached: it takes no new block until it is cleared"
+            if full
+            else "cleared",
+        )
 
     def _carry_out(
         self,
@@ -327,6 +347,7 @@ class Feed:
             case Clear(reason):
                 self._checkpoint = None
                 self._index.clear_source(self.source)
+                self._show_full(False)
                 self._metrics.source_clears.labels(reason).inc()
                 self._on_clear(self.source)
                 if reason in _MAYBE_ANOTHER_ENGINE:

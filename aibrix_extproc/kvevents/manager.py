@@ -54,6 +54,8 @@ class SourceView:
     lag_s: float | None
     """Between the engine's time stamp on the last live batch and its arrival."""
     placements: int
+    full: bool
+    """Blocks were left out since it was last cleared, because the index is full."""
     pending_bytes: int
     """Live batches that wait for a replay."""
     event_endpoint: str | None
@@ -311,14 +313,14 @@ class SourceManager:
 
     def views(self) -> tuple[SourceView, ...]:
         """Every source, by pod and rank."""
-        placements = self._index.stats().per_source
+        stats = self._index.stats()
         return tuple(
-            self._view(tracked.pod, rank, source, placements.get(source, 0))
+            self._view(tracked.pod, rank, source, stats)
             for _key, tracked in sorted(self._pods.items())
             for rank, source in sorted(tracked.sources.items(), key=lambda item: item[0].rank)
         )
 
-    def _view(self, pod: Pod, rank: Rank, source: int, placements: int) -> SourceView:
+    def _view(self, pod: Pod, rank: Rank, source: int, stats: IndexStats) -> SourceView:
         feed = self._subscriber.feed(source) if self._subscriber is not None else None
         sends = rank.event_endpoint is not None and not self._switched_off
         state = SourceState.CONNECTING if sends else None
@@ -332,7 +334,8 @@ class SourceManager:
             stale=feed is not None and feed.sync.stale,
             sequence=feed.sync.sequence if feed else None,
             lag_s=feed.lag_s if feed else None,
-            placements=placements,
+            placements=stats.per_source.get(source, 0),
+            full=source in stats.full_sources,
             pending_bytes=feed.sync.pending_bytes if feed else 0,
             event_endpoint=rank.event_endpoint,
         )

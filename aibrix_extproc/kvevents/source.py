@@ -26,6 +26,7 @@ the effects that come back, in order. An `Apply` is always the last of them: its
 | any | contact again | SYNCING | ask from the last number applied: the same process? |
 | any | no contact for `lost_after_s` | LOST | clear |
 | EXACT, PARTIAL | AllBlocksCleared, or number 0, applied | EXACT | |
+| EXACT | a batch of which blocks were left out, because the index is full | PARTIAL | |
 | EXACT, PARTIAL | a batch that lost something | PARTIAL | clear; ask: was it spoilt on the way? |
 | EXACT, PARTIAL | it holds more blocks than its engine has | PARTIAL | clear |
 | EXACT, PARTIAL | silence (at first a short one) | same | ask from the last number applied |
@@ -251,10 +252,16 @@ class SourceSync(Steps):
         return self._pump(now)
 
     def applied(
-        self, *, cleared: bool, loss: ClearReason | None, now: float, unreadable: bool = False
+        self,
+        *,
+        cleared: bool,
+        loss: ClearReason | None,
+        now: float,
+        unreadable: bool = False,
+        left_out: bool = False,
     ) -> Effects:
         """The result of the last `Apply`: it held AllBlocksCleared; it lost something; a part
-        of it could not be read."""
+        of it could not be read; blocks were left out, because the index is full."""
         self._applying = False
         if loss is not None:
             self._belief.clear(loss)
@@ -262,6 +269,9 @@ class SourceSync(Steps):
         elif cleared:
             self._belief.complete = True
             self._belief.why = "the engine emptied its cache"
+        if left_out:
+            self._belief.complete = False
+            self._belief.why = "the index is full"
         if unreadable and not self._asking.unreadable_is_usual:
             self._asking.check_wanted = self._progress.mark
         return self._pump(self._clock(now))

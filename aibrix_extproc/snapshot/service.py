@@ -22,7 +22,7 @@ from aibrix_extproc.settings import Settings
 from aibrix_extproc.snapshot import files, peer
 from aibrix_extproc.snapshot.files import SnapshotFile
 from aibrix_extproc.snapshot.format import Encoder, RecordHead, Refusal, SnapshotRefused
-from aibrix_extproc.snapshot.warm import WarmStart
+from aibrix_extproc.snapshot.warm import ImportIndex, WarmStart
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,10 @@ KEPT_S: Final = 600.0
 """What nobody has claimed by then is dropped: its pod is gone."""
 
 
-class SnapshotIndex(Protocol):
+class SnapshotIndex(ImportIndex, Protocol):
     """What snapshots need of the index."""
 
     def export_source(self, source: int, *, orphans: bool = True) -> bytes: ...
-    def import_source(self, source: int, data: bytes) -> None: ...
 
 
 class Follows(Protocol):

@@ -7,11 +7,12 @@ imported by the thread that reads that source's events, before its first connect
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Protocol
 
 from aibrix_extproc.discovery.pods import Pod, Rank
+from aibrix_extproc.index import IndexStats
 from aibrix_extproc.index.saved import is_full
 from aibrix_extproc.kvevents.checkpoint import Checkpoint
 from aibrix_extproc.metrics import Metrics
@@ -40,6 +41,7 @@ class ImportIndex(Protocol):
     """What an import needs of the index."""
 
     def import_source(self, source: int, data: bytes) -> None: ...
+    def stats(self) -> IndexStats: ...
 
 
 Owner = tuple[str, str, str, int, str, int | None]
@@ -69,6 +71,7 @@ class WarmStart:
         self._metrics = metrics
         limits = (max_index_bytes or _NO_LIMIT, file.contents.max_index_bytes or _NO_LIMIT)
         self._more_room = limits[0] > limits[1]
+        self._less_room = limits[0] < limits[1]
         self._records = {_owner(record.head): record for record in file.contents.records}
 
     def claim(self, pod: Pod, rank: Rank) -> "Claim | None":
@@ -105,6 +108,8 @@ class WarmStart:
                 return None
             self._index.import_source(source, export)
             outcome = Outcome.IMPORTED
+            if self._less_room and source in self._index.stats().full_sources:
+                checkpoint = replace(checkpoint, complete=False)
         except (OSError, ValueError) as error:
             log.warning("%s rank %d starts clean: %s", head.pod, head.rank, error)
             return None

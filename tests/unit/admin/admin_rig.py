@@ -18,6 +18,7 @@ VIEW = SourceView(
     sequence=41,
     lag_s=0.25,
     placements=1000,
+    full=False,
     pending_bytes=0,
     event_endpoint="tcp://10.0.0.1:5557",
 )

@@ -1,5 +1,6 @@
 """Event sync over real ZMQ, with the real index: what an engine does, and what we then know."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -405,6 +406,32 @@ class TestManySources:
             sources = [station.follow(engine, rank=rank) for rank in range(20)]
             for source in sources:
                 station.reaches(source, EXACT, 2)
+
+
+class TestFullIndex:
+    def test_a_source_of_which_blocks_were_left_out_is_partial_until_it_is_cleared(
+        self,
+        stations: Callable[..., Station],
+        engine: KvPublisher,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        station = stations(index=PrefixIndex(max_bytes=20_000))
+        source = station.follow(engine)
+        station.reaches(source, EXACT, 0)
+        engine.publish(stored(list(range(1, 2001))))
+        eventually(lambda: station.state(source) is PARTIAL)
+        held = station.depth(source, 2000)
+        assert 0 < held < 2000
+        engine.publish(stored([5000]))
+        engine.publish(removed([held]))
+        eventually(lambda: station.depth(source, 2000) == held - 1)
+        assert station.state(source) is PARTIAL
+        assert caplog.text.count("ok → full (AIBRIX_KV_INDEX_MAX_BYTES is reached") == 1
+        engine.publish(all_cleared())
+        engine.publish(stored([1, 2, 3]))
+        station.reaches(source, EXACT, 3)
+        assert caplog.text.count("full → ok") == 1
 
 
 @dataclass

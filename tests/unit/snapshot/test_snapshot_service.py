@@ -221,6 +221,22 @@ async def test_a_source_that_was_full_starts_clean_where_there_is_more_room(
     assert larger.sources("full") == 1
 
 
+async def test_a_source_that_does_not_fit_is_taken_in_part_and_says_so(
+    process: Make, engine: KvPublisher
+) -> None:
+    before = await process().start(pod_of(engine))
+    before.reaches(None, 0)
+    engine.publish(stored(list(range(1, 101))))
+    before.reaches(0, 100)
+    await before.snapshots.save()
+
+    small = await process(kv_index_max_bytes=500).start(pod_of(engine))
+    eventually(lambda: small.view().state is SourceState.PARTIAL)
+    assert small.view().full
+    assert 0 < small.view().placements < 100
+    assert small.sources("imported") == 1
+
+
 async def test_a_record_whose_export_is_none_costs_its_source_alone(
     process: Make, engine: KvPublisher, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
