@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import grpc
 
+from aibrix_extproc import collector
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.decision_pages import DecisionPages
@@ -254,6 +255,7 @@ class App:
             loop.add_signal_handler(number, told)
         try:
             await self.start()
+            collector.settle()
             await stop.wait()
             if not hurry:
                 log.info("draining")

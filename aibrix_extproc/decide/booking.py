@@ -75,7 +75,7 @@ class Booking:
         promised = None
         if size is not None:
             keys, start = view.keys[size], chosen.reusable_tokens // size
-            ttl_s = self._predict(source, keys, now)
+            ttl_s = self._predict(source, keys, now, view.depths.get(source, 0))
             promised = Promised(keys, start, ttl_s, now + ttl_s)
         held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
         owed = max(0, view.context.prompt_tokens - held)
@@ -180,14 +180,14 @@ class Booking:
         )
         self._predict(source, keys, self._clock())
 
-    def _predict(self, source: int, keys: "array[int]", now: float) -> float:
-        """Promise the blocks; for how long, in seconds."""
+    def _predict(self, source: int, keys: "array[int]", now: float, held: int = 0) -> float:
+        """Promise the blocks beyond the first `held`; for how long, in seconds."""
         ttl_s = (
             self._settings.prediction_ttl_s
             if self._manager.sends_events(source)
             else self._settings.prediction_ttl_no_events_s
         )
-        if evicted := self._predictions.promise(source, keys, ttl_s, now):
+        if evicted := self._predictions.promise(source, keys, ttl_s, now, held):
             self._metrics.predictions_evicted.inc(evicted)
         return ttl_s
 

@@ -82,6 +82,7 @@ class Viewer:
         keys: dict[int, array[int]] = {}
         reusable: dict[int, int] = {}
         block_size_of, predicted = self._index.block_size, self._predictions.depth
+        length = len(ids)
         for candidate in plan.candidates:
             source = candidate.source
             size = block_sizes[source] = block_size_of(source) or DEFAULT_BLOCK_SIZE
@@ -89,8 +90,8 @@ class Viewer:
                 keys[size] = self._index.block_keys(ids, size, lora=adapter, cache_salt=salt)
             depth = predicted(source, keys[size], now, depths.get(source, 0))
             if depth:
-                reusable[source] = reusable_tokens(depth, size, len(ids))
-        context = RouteContext(len(ids), True, plan.candidates, reusable, loads)
+                reusable[source] = reusable_tokens(depth, size, length)
+        context = RouteContext(length, True, plan.candidates, reusable, loads)
         if tokens.prefix is not None:
             context = _guessed(context, tokens.prefix, block_sizes)
         return View(context, depths, block_sizes, keys)

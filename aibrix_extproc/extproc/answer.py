@@ -31,7 +31,7 @@ def served_by(message: pb.ProcessingRequest) -> str | None:
 
 def succeeded(message: pb.ProcessingRequest) -> bool:
     """Whether the answer has status 200."""
-    for header in message.response_headers.headers.headers:
+    for header in message.response_headers.headers.headers:  # Envoy's first one is the status
         if header.key == ":status":
             return header_text(header) == "200"
     return False

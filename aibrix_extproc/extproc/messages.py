@@ -8,9 +8,9 @@ headers come in `raw_value` (older ones and other clients: `value`); towards Env
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from google.protobuf.struct_pb2 import Struct
 
 from aibrix_extproc.errors import printable
@@ -53,8 +53,7 @@ _LENGTH_DIGITS: Final = 20
 """Of a content-length. Python refuses to read an int of more than 4,300 digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, frozen=True):
     """What is read of a request's headers."""
 
     method: str
@@ -112,6 +111,8 @@ def _usable_traceparent(text: str | None) -> str | None:
 
 def read_subset(message: pb.ProcessingRequest) -> frozenset[str] | None:
     """The subset hint, `ip:port` each, from a list or a comma-separated string; None without."""
+    if not message.HasField("metadata_context"):
+        return None
     namespaces = message.metadata_context.filter_metadata
     if SUBSET_NAMESPACE not in namespaces:
         return None
@@ -284,11 +285,14 @@ def echo_response_body(body: bytes, end_of_stream: bool) -> list[pb.ProcessingRe
 
 def reply_to_response_headers(set_headers: Mapping[str, str]) -> pb.ProcessingResponse:
     """The reply to the answer's headers: what the client is told."""
-    return pb.ProcessingResponse(
-        response_headers=pb.HeadersResponse(
-            response=pb.CommonResponse(header_mutation=mutation(set_headers))
-        )
-    )
+    reply = pb.ProcessingResponse()
+    # In place: with nested constructors this takes four times as long.
+    headers = reply.response_headers.response.header_mutation.set_headers
+    for name, value in set_headers.items():
+        header = headers.add().header
+        header.key, header.raw_value = name, value.encode()
+    reply.response_headers.response.header_mutation.SetInParent()
+    return reply
 
 
 PASS_RESPONSE_BODY: Final = pb.ProcessingResponse(

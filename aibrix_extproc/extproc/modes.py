@@ -6,6 +6,7 @@ message) and the table of paths. Knows nothing of replies.
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from aibrix_extproc.errors import BodyModeUnsupported
@@ -82,7 +83,13 @@ def modes_of(first: pb.ProcessingRequest, default: BodyMode) -> Modes:
     if not first.HasField("protocol_config"):
         return _ASSUMED[default]
     config = first.protocol_config
-    return Modes(config.request_body_mode, config.response_body_mode, assumed=False)
+    return _named(config.request_body_mode, config.response_body_mode)
+
+
+@lru_cache(maxsize=64)
+def _named(request: _Mode, response: _Mode) -> Modes:
+    """An Envoy names the same two in all of its streams."""
+    return Modes(request, response, assumed=False)
 
 
 def assumed_modes(default: BodyMode) -> Modes:

@@ -6,10 +6,13 @@ made by the index's `block_keys`, `now` is seconds of a clock that does not go b
 Shape: one ordered map for each time to live (an operator sets two), from (stream, block key) to
 expiry, the oldest promise first and within a promise the deepest block first. A stream is one
 life of a source here: `drop` ends it, and what it held can be found no more and ages out. Three
-things follow from keys being chained and from each promise beginning at block 0:
+things follow from keys being chained and from each promise beginning at block 0, or where what is
+known to be held ends:
 
-- if a block is alive, so is every block before it, whatever has expired or was pushed out, so a
-  depth is found by bisection: 11 look-ups for 2,000 blocks, not 2,000;
+- if a block is alive, so is every block before it that was not known to be held, whatever has
+  expired or was pushed out, so a depth is found by bisection: 11 look-ups for 2,000 blocks, not
+  2,000. An engine that evicts a block in the few seconds of a promise that rests on it makes the
+  answer a guess, as it makes the promise itself one;
 - renewing moves entries and adds none, so the bound is on distinct blocks;
 - what has expired stands at the front, so that expiry never scans.
 """
@@ -57,24 +60,28 @@ class Predictions:
         """Entries in memory: those alive, and those expired or dropped that still wait to go."""
         return sum(len(queue.expiries) for queue in self._queues.values())
 
-    def promise(self, source: int, keys: "array[int]", ttl_s: float, now: float) -> int:
+    def promise(
+        self, source: int, keys: "array[int]", ttl_s: float, now: float, held: int = 0
+    ) -> int:
         """The source will hold these leading blocks, the first being block 0 of a prompt.
 
-        They count until `now + ttl_s`; those promised before are renewed. A source has one time
-        to live: a promise with another one drops what it had. Returns how many entries that
-        were still alive had to go because of the bound.
+        The first `held` it is known to hold: of them nothing is noted, since what is known of
+        them changes with its events alone. The others count until `now + ttl_s`; those promised
+        before are renewed. A source has one time to live: a promise with another one drops what
+        it had. Returns how many entries that were still alive had to go because of the bound.
         """
-        if ttl_s <= 0 or not keys or not self._max_blocks:
+        if ttl_s <= 0 or len(keys) <= held or not self._max_blocks:
             return 0
         stream = self._stream(source, ttl_s)
         entries = stream.queue.expiries
         expiry, prefix = now + ttl_s, stream.prefix
-        kept = keys[: self._max_blocks]
+        kept = keys[held : held + self._max_blocks]
         self._take_expired(2 * len(kept) + _EXPIRED_AT_LEAST, now)
+        move_to_end = entries.move_to_end
         for key in reversed(kept):
             entry = prefix | key
             entries[entry] = expiry
-            entries.move_to_end(entry)
+            move_to_end(entry)
         return self._push_out(now)
 
     def withdraw(self, source: int, keys: "array[int]", expiry: float) -> int:

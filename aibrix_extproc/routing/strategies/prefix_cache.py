@@ -26,20 +26,25 @@ class PrefixCache:
         """The reason is `prefix` where the chosen one holds more of the prompt than another."""
         held = context.reusable_tokens if context.tokens_known else {}
         order: list[tuple[float, int, float, int, Candidate, int, Load]] = []
-        fewest = context.prompt_tokens
-        for candidate in context.candidates:
-            load = context.loads.get(candidate.source, NO_LOAD)
-            reusable = held.get(candidate.source, 0)
-            fewest = min(fewest, reusable)
-            likely = context.likely_tokens.get(candidate.source, 0)
-            missing = max(0, context.prompt_tokens - reusable - likely)
-            cost = missing + load.prefill_tokens + self._decode_weight_tokens * load.decoding
-            tie = self._rng.random()
-            order.append((cost, load.requests, tie, len(order), candidate, reusable, load))
-        order.sort()  # the place in the list is unique, so that a candidate is never compared
+        fewest = length = context.prompt_tokens
+        load_of, likely_tokens = context.loads.get, context.likely_tokens
+        weight, draw = self._decode_weight_tokens, self._rng.random
+        for place, candidate in enumerate(context.candidates):
+            source = candidate.source
+            load = load_of(source, NO_LOAD)
+            reusable = held.get(source, 0)
+            fewest = reusable if reusable < fewest else fewest
+            missing = length - reusable
+            if likely_tokens:
+                missing -= likely_tokens.get(source, 0)
+            cost = load.prefill_tokens + weight * load.decoding + (missing if missing > 0 else 0)
+            order.append((cost, load.requests, draw(), place, candidate, reusable, load))
+        order.sort()  # the place is unique, so that a candidate is never compared
         ranking = tuple(
-            Scored(candidate, reusable, load, float(cost))
-            for cost, _, _, _, candidate, reusable, load in order
+            [
+                Scored(candidate, reusable, load, float(cost))
+                for cost, _, _, _, candidate, reusable, load in order
+            ]
         )
         reason = "prefix" if ranking[0].reusable_tokens > fewest else "load"
         return Decision(self.name, reason_or_only(context, reason), ranking)

@@ -29,6 +29,17 @@ def test_a_promise_counts_until_its_time_is_over() -> None:
     assert predictions.depth(5, keys, now=12.0) == 0
 
 
+def test_of_blocks_that_are_held_already_nothing_is_noted() -> None:
+    predictions = Predictions(100)
+    keys = chain(1, 2, 3, 4)
+    predictions.promise(5, keys, 2.0, now=0.0, held=3)
+    assert len(predictions) == 1
+    assert predictions.depth(5, keys, now=1.0, start=3) == 4
+    assert predictions.depth(5, keys, now=1.0, start=2) == 2, "what is held is not known from here"
+    predictions.promise(6, keys, 2.0, now=0.0, held=4)
+    assert len(predictions) == 1
+
+
 def test_a_promise_is_for_its_source_alone() -> None:
     predictions = Predictions(100)
     keys = chain(1, 2)
