@@ -4,6 +4,7 @@ Owns how `ip:port` is read and written, which ports a rank's events and replays 
 those ranges collide. Knows no pod, no file and no Kubernetes.
 """
 
+import functools
 import ipaddress
 from typing import Final
 
@@ -63,6 +64,15 @@ def parse_address(text: str) -> str:
             "exactly what is written here and resolves no names"
         ) from error
     return join_host_port(ip, int(port))
+
+
+@functools.lru_cache(maxsize=16_384)
+def is_address(text: str) -> bool:
+    """Whether it is `ip:port` in its usual spelling, and nothing else: fit for a header."""
+    try:
+        return parse_address(text) == text
+    except ValueError:
+        return False
 
 
 def _looks_like_ip(text: str) -> bool:

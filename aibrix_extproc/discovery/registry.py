@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from aibrix_extproc.discovery.pods import Pod, PodFacts, ServedModel
+from aibrix_extproc.discovery.ports import is_address
 from aibrix_extproc.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class _Entry:
 def _entry(declared: Pod, facts: PodFacts, ranks_written: bool, is_out: bool) -> _Entry:
     use_facts = facts.ranks is not None and declared.kv_events and not ranks_written
     pod = replace(declared, ranks=facts.ranks) if use_facts and facts.ranks else declared
-    if is_out and pod.ready:
+    if pod.ready and (is_out or not is_address(pod.address)):
         pod = replace(pod, ready=False)
     return _Entry(declared, facts, ranks_written, pod)
 
@@ -197,12 +198,24 @@ class Registry:
             del self._out[key]
             log.info("%s: the pod that was taken out is gone", key)
         if declared is not None:
+            self._check_address(declared, before)
             same = before is not None and before.declared.identity == declared.identity
             facts = before.facts if before is not None and same else _NO_FACTS
             after = self._entry(declared, facts, ranks_written)
         if before != after:
             self._set(key, before, after)
         return (_pod(before), _pod(after))
+
+    def _check_address(self, declared: Pod, before: _Entry | None) -> None:
+        """Discovery makes no other; one that came all the same must not get into a header."""
+        known = before is not None and before.declared.address == declared.address
+        if not known and not is_address(declared.address):
+            self._metrics.discovery_errors.labels("pod_address").inc()
+            log.error(
+                "%s is never picked: its address %r is not ip:port",
+                declared.key,
+                declared.address[:128],
+            )
 
     def _entry(self, declared: Pod, facts: PodFacts, ranks_written: bool) -> _Entry:
         return _entry(declared, facts, ranks_written, declared.key in self._out)

@@ -354,3 +354,45 @@ def test_a_pod_that_is_not_known_can_be_neither_taken_out_nor_put_back(registry:
     for move in (registry.take_out, registry.put_back):
         with pytest.raises(KeyError):
             move("n/a")
+
+
+# -- addresses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1:8000\r\nx-evil: 1",
+        "10.0.0.1:8000\n",
+        "10.0.0.1:8000\0",
+        "10.0.0.1:8000,10.6.6.6:1",
+        " 10.0.0.1:8000",
+        "10.0.0.1",
+        "10.0.0.1:0",
+        "10.0.0.1:70000",
+        "10.0.0.1:٨",
+        "vllm.example:8000",
+        "0.0.0.0:8000",
+        "fe80::1%eth0:8000",
+        "2001:db8::1:8000",
+        "10.0.0.1:" + "8" * 100_000,
+        "",
+    ],
+    ids=lambda text: repr(text[:24]),
+)
+def test_a_pod_whose_address_is_no_ip_and_port_is_never_picked(
+    registry: Registry, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    registry.replace([pod("a", address=address), pod("b", address="[2001:db8::1]:8000")])
+    registry.replace([pod("a", address=address), pod("b", address="[2001:db8::1]:8000")])
+    registry.learn(pod("a", address=address).identity, models("llama"))
+    assert ready_names(registry) == ["b"]
+    told = [record for record in caplog.records if "is never picked" in record.getMessage()]
+    assert len(told) == 1
+    assert len(told[0].getMessage()) < 1_000
+
+
+def test_a_pod_that_gets_a_good_address_can_be_picked(registry: Registry) -> None:
+    registry.replace([pod("a", address="nonsense")])
+    registry.replace([pod("a", address="10.0.0.1:8000")])
+    assert ready_names(registry) == ["a"]

@@ -576,3 +576,28 @@ def test_a_traceparent_goes_into_the_record_where_it_is_one(
     headers = {} if given is None else {"traceparent": given}
     stream.receive(request_headers(**headers))
     assert asked(stream.receive(request_body(b"{}"))).traceparent == recorded
+
+
+# -- values that come from outside ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX], ids=["buffered", "duplex"])
+def test_no_value_that_comes_from_outside_ends_a_line_in_a_header(mode: Any) -> None:
+    """Discovery refuses such pods; were one to come through, headers would still be whole."""
+    evil = "a\r\nx-evil: 1\0\x7fé" + "b" * 5_000
+    stream = make(debug_headers=True)
+    stream.receive(request_headers(mode=mode, x_request_id=evil))
+    stream.receive(request_body(b"{}"))
+    chosen = Candidate(1, pod(evil, evil, ranks=4), rank=3)
+    effects = stream.decided(picked(chosen))
+    sent = set_headers(common(replies(effects)[0]).header_mutation)
+    told = set_headers(
+        replies(stream.receive(response_headers()))[0].response_headers.response.header_mutation
+    )
+    metadata = MessageToDict(replies(effects)[0].dynamic_metadata)
+    endpoint = metadata["envoy.lb"]["x-gateway-destination-endpoint"]
+    for value in (*sent.values(), *told.values(), endpoint):
+        assert value.isascii()
+        assert value.isprintable()
+        assert len(value) <= 1_024
+    assert sent["x-request-id"] == "new-id"
