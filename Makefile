@@ -12,8 +12,9 @@ ENVOY := $(ENVOY_VENV)/bin/envoy
 CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.rs')
 CARGO := $(shell command -v cargo)
 FUZZ_SECONDS ?= 600
+CHAOS_SECONDS ?= 120
 
-.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz bench \
+.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos bench \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -66,6 +67,10 @@ endif
 # `core-check` runs the same for a moment.
 fuzz: $(READY)
 	AIBRIX_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --manifest-path core/Cargo.toml --test hostile -- --nocapture
+
+# Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
+chaos: $(READY)
+	CHAOS_SEED=$(CHAOS_SEED) CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m tests.chaos
 
 # A table here, JSON in bench-results/; what it means is in docs/performance.md.
 # Tables on the terminal, JSON in bench-results/; BENCH holds options of one of them.

@@ -316,7 +316,7 @@ class Feed:
         left_out = FULL in applied.skipped
         if left_out:
             self._show_full(True)
-        unreadable = effect.live and not _UNREADABLE.isdisjoint(applied.skipped)
+        unreadable = bool(applied.skipped) and not _UNREADABLE.isdisjoint(applied.skipped)
         if applied.lossy:
             return _Result(applied.cleared > 0, ClearReason.LOSSY, unreadable)
         complete = (self.sync.complete or applied.cleared > 0) and not left_out

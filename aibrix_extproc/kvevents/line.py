@@ -208,6 +208,11 @@ class SourceLine:
     def _tick(self, now: float) -> None:
         if self._open_at is not None and now >= self._open_at:
             self.open(now)
+        elif self._link is not None and self._link.dead:
+            self._link.close()
+            self.open(now)
+        if self._watch is not None:
+            self._watch.tick()
         replay = self._replay
         if replay is not None and (failed := replay.check(now)) is not None:
             self._fail_replay(replay.question, failed, now)

@@ -203,6 +203,8 @@ class Replay:
 
     def check(self, now: float) -> ReplayFailed | None:
         """Ask again, or give up, where the silence has become too long."""
+        if self._link.dead:
+            return ReplayFailed("whoever listens on the replay port is no ROUTER", port_closed=True)
         outcome = self._conversation.check(now)
         if isinstance(outcome, AskAgain):
             self._ask_again(outcome)
@@ -243,7 +245,16 @@ class PortWatch:
     ) -> None:
         """Calls `on_open(now)` from the board's thread. Raises zmq.ZMQError."""
         self._on_open = on_open
-        self._link = Link(context, zmq.DEALER, endpoint, board, self._readable, options)
+        self._open: Callable[[], Link] = lambda: Link(
+            context, zmq.DEALER, endpoint, board, self._readable, options
+        )
+        self._link = self._open()
+
+    def tick(self) -> None:
+        """Call it from time to time. Raises zmq.ZMQError."""
+        if self._link.dead:
+            self._link.close()
+            self._link = self._open()
 
     def close(self) -> None:
         """Its sockets, at once."""

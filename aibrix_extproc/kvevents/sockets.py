@@ -7,6 +7,7 @@ import functools
 import itertools
 import operator
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,13 +22,18 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
 
 _SILENT_HEARTBEATS: Final = 3
-_CONNECT_TIMEOUT_MS: Final = 2_000
+_CONNECT_TIMEOUT_MS: Final = 1_000
 """Else a lost SYN is repeated after 1, 3, 7, 15 … s, long after a cut network is whole again."""
+_HANDSHAKE_TIMEOUT_MS: Final = 1_000
+"""Else (30 s) a connection made while the engine was stopped, or its bytes lost, hangs on."""
+_HANDSHAKE_S: Final = 1.2
+"""The same once more: libzmq 4.3.5 was seen to wait for ever where a handshake's bytes are lost."""
+_DEAD_AFTER_S: Final = 0.3
 _KEEPALIVE_IDLE_S: Final = 30
 _KEEPALIVE_INTERVAL_S: Final = 10
 _KEEPALIVE_PROBES: Final = 3
 _RECONNECT_MS: Final = 100
-_RECONNECT_MAX_MS: Final = 1_000
+_RECONNECT_MAX_MS: Final = 500
 _UNREAD_BATCHES: Final = 100_000
 """Above it ZMQ drops the subscription's batches, which shows as a gap."""
 _MAX_SOCKETS: Final = 65_000
@@ -39,6 +45,8 @@ _monitor_names = itertools.count()
 class LinkEvent(IntEnum):
     """What a monitor tells, in libzmq's numbers."""
 
+    REACHED = zmq.EVENT_CONNECTED
+    """TCP stands, and the handshake begins."""
     UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
     DOWN = zmq.EVENT_DISCONNECTED
     REFUSED = zmq.EVENT_CONNECT_RETRIED
@@ -120,6 +128,8 @@ class Link:
         options: LinkOptions,
     ) -> None:
         self._board = board
+        self._broken_at: float | None = None
+        self._reached_at: float | None = None
         self._socket = context.socket(kind)
         try:
             self._monitor = self._watch()
@@ -148,6 +158,7 @@ class Link:
             zmq.RECONNECT_IVL: _RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: _RECONNECT_MAX_MS,
             zmq.CONNECT_TIMEOUT: _CONNECT_TIMEOUT_MS,
+            zmq.HANDSHAKE_IVL: _HANDSHAKE_TIMEOUT_MS,
             zmq.HEARTBEAT_IVL: heartbeat_ms,
             zmq.HEARTBEAT_TIMEOUT: heartbeat_ms * _SILENT_HEARTBEATS,
             zmq.MAXMSGSIZE: wanted.max_message_bytes,
@@ -186,8 +197,24 @@ class Link:
         while self._monitor.poll(0):
             head, _address = self._monitor.recv_multipart(zmq.NOBLOCK)
             number, _value = struct.unpack("=HI", head)
-            events.append(LinkEvent(number))
+            event = LinkEvent(number)
+            events.append(event)
+            down = event is LinkEvent.DOWN or event in HANDSHAKE_FAILED
+            self._broken_at = time.monotonic() if down else None
+            self._reached_at = time.monotonic() if event is LinkEvent.REACHED else None
         return events
+
+    @property
+    def dead(self) -> bool:
+        """Whether it may never connect again: it must be replaced.
+
+        libzmq says at once that it retries, except after bytes that are no ZMTP or a message that
+        is too long (`session_base_t::engine_error`): then it leaves the socket alone for ever.
+        """
+        now = time.monotonic()
+        if self._reached_at is not None and now - self._reached_at >= _HANDSHAKE_S:
+            return True
+        return self._broken_at is not None and now - self._broken_at >= _DEAD_AFTER_S
 
     def close(self) -> None:
         """Both sockets, at once: nothing unsent is waited for. Harmless when called again."""

@@ -352,5 +352,6 @@ class Steps:
     def _forget(self) -> None:
         """Nothing is known of the engine's numbers; the next question begins at 0."""
         self._progress.forget()
+        self._asking.check_wanted = None
         self._unproven = False
         self._belief.complete = False

@@ -112,11 +112,11 @@ class Driver:
 
     def _run(self, effects: Effects) -> None:
         while effects:
-            loss, cleared, was_applied, live = None, False, False, False
+            loss, cleared, was_applied = None, False, False
             for effect in effects:
                 assert not was_applied, "an Apply is the last effect"
                 match effect:
-                    case Apply(number, payload, live):
+                    case Apply(number, payload):
                         assert numbers([payload]) == [number]
                         self.held.append(payload)
                         was_applied = True
@@ -142,7 +142,7 @@ class Driver:
                         self.states.append(after)
             if not was_applied:
                 return
-            unreadable = live and loss is not None
+            unreadable = loss is not None
             effects = self.sync.applied(
                 cleared=cleared, loss=loss, unreadable=unreadable, now=self.now
             )

@@ -48,6 +48,7 @@ class EngineModel(RuleBasedStateMachine):
         self.turns = True
         """Questions are put at once; else they wait for their turn."""
         self.lost_asks: set[int] = set()
+        self.at_peace = False
         self.discarded_at = 0
         """Nothing before this number is wanted back."""
 
@@ -220,6 +221,8 @@ class EngineModel(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 3.0, 12.0]))
     def let_time_pass(self, seconds: float) -> None:
         for _ in range(round(seconds / STEP_S)):
+            if self.at_peace and self.attached is None:
+                self.connect()
             self.get_in_sync(live_first=True)
             self.driver.after(STEP_S)
             self._follow()
@@ -279,6 +282,7 @@ class EngineModel(RuleBasedStateMachine):
             assert not self.driver.sync.usable
 
     def teardown(self) -> None:
+        self.at_peace = True
         self.change_the_router("answers", turns=True)
         if self.attached != self.process or self.breaking:
             self.read_all_and_connect_anew()
@@ -314,6 +318,6 @@ def _ends_clear(payload: bytes) -> bool:
 
 
 EngineModel.TestCase.settings = settings(
-    max_examples=400, stateful_step_count=50, deadline=None, derandomize=True
+    max_examples=200, stateful_step_count=50, deadline=None, derandomize=True
 )
 TestAgainstAnEngine = EngineModel.TestCase
