@@ -15,6 +15,7 @@ mod memory;
 mod model;
 pub mod names;
 mod orphans;
+mod pages;
 pub mod reasons;
 mod sets;
 pub mod snapshot;

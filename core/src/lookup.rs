@@ -18,13 +18,18 @@
 use crate::keys::{self, TOKEN_BYTES};
 use crate::model::{Model, SlotInfo};
 use crate::sets::{self, Set, Slot};
+use crate::table::Spot;
 use crossbeam_epoch::Guard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-const FIRST_CHUNK: usize = 8;
-const LARGEST_CHUNK: usize = 64;
+/// Blocks that are looked at in a row, at first and later; keys of as many more are made before.
+const FIRST_GROUP: usize = 8;
+const LARGEST_GROUP: usize = 16;
+const SPOTS: usize = 2 * LARGEST_GROUP;
 const ATTEMPTS: usize = 3;
+/// No set has this word.
+const UNLIKE_ANY: u64 = u64::MAX;
 
 /// One look at the index for a prompt in blocks of one size. Kept from call to call for its memory.
 #[derive(Default)]
@@ -72,7 +77,6 @@ impl Walk {
         out: &mut Vec<(u64, u64)>,
         hold: impl Fn(u64, &mut dyn FnMut()),
     ) {
-        self.keys.clear();
         for _ in 0..ATTEMPTS {
             let infos = model.infos();
             self.walk(model, &infos, question, pin);
@@ -116,42 +120,57 @@ impl Walk {
     }
 
     fn walk(&mut self, model: &Model, infos: &[Arc<SlotInfo>], asked: &Question, pin: &Guard) {
+        self.keys.clear();
         self.ends.clear();
         self.alive = Alive::default();
         let step = asked.block_size as usize * TOKEN_BYTES;
         let blocks = asked.tokens.len() / step;
-        let (mut done, mut chunk) = (0, FIRST_CHUNK);
-        while done < blocks {
-            let end = blocks.min(done + chunk);
-            chunk = (chunk * 2).min(LARGEST_CHUNK);
-            // One chunk ahead, so that its memory is there when its turn comes.
-            self.make_keys(model, asked, step, blocks.min(end + chunk), pin);
-            if done == 0 {
+        let mut spots = [Spot::NOWHERE; SPOTS];
+        let (mut at, mut group) = (0, FIRST_GROUP);
+        while at < blocks {
+            // Ahead of those that are looked at, so that their memory is there when their turn comes.
+            let end = blocks.min(at + group);
+            self.make_keys(model, asked, blocks.min(at + 2 * group), &mut spots, pin);
+            if at == 0 {
                 self.begin(model, infos, asked.block_size, pin);
             }
-            for at in done..end {
-                if !self.step(model.table.get(self.keys[at], pin), at as u64) {
+            for number in at..end {
+                let set = model.table.look(&spots[number % SPOTS], pin);
+                if set.0 != self.last && !self.step(set, number as u64) {
                     return;
                 }
             }
-            done = end;
+            (at, group) = (end, LARGEST_GROUP);
         }
         let (alive, ends) = (&self.alive, &mut self.ends);
         alive.for_each(|slot| ends.push((slot, blocks as u64)));
     }
 
-    /// Keys up to `end`; those that an earlier attempt made are there already.
-    fn make_keys(&mut self, model: &Model, asked: &Question, step: usize, end: usize, pin: &Guard) {
-        let made = self.keys.len();
+    /// Keys up to `end`, and where to look for them.
+    #[inline(always)]
+    fn make_keys(
+        &mut self,
+        model: &Model,
+        asked: &Question,
+        end: usize,
+        spots: &mut [Spot; SPOTS],
+        pin: &Guard,
+    ) {
+        let step = asked.block_size as usize * TOKEN_BYTES;
+        let mut made = self.keys.len();
         let mut key = self.keys.last().copied().unwrap_or(asked.root);
-        for number in made..end {
-            let tokens = &asked.tokens[number * step..(number + 1) * step];
-            key = if number == 0 {
-                keys::block(key, tokens, asked.extras)
-            } else {
-                keys::plain(key, tokens)
-            };
-            model.table.prefetch(key, pin);
+        if made == 0 && end > 0 {
+            key = keys::block(key, &asked.tokens[..step], asked.extras);
+            spots[0] = model.table.seek(key, pin);
+            self.keys.push(key);
+            made = 1;
+        }
+        self.keys.reserve(end - made);
+        for (number, tokens) in
+            (made..).zip(asked.tokens[made * step..end * step].chunks_exact(step))
+        {
+            key = keys::plain(key, tokens);
+            spots[number % SPOTS] = model.table.seek(key, pin);
             self.keys.push(key);
         }
     }
@@ -172,14 +191,13 @@ impl Walk {
         });
         starts.sort_unstable();
         self.alive.set(starts);
-        self.last = 0;
+        self.last = UNLIKE_ANY;
     }
 
-    /// Leave those out that do not hold block `at`; whether anybody is left.
+    /// Leave those out that do not hold block `at`; whether anybody is left. Of a set like the one
+    /// before there is nothing to learn.
+    #[cold]
     fn step(&mut self, set: Set, at: u64) -> bool {
-        if set.0 == self.last {
-            return set.0 != 0;
-        }
         self.last = set.0;
         let ends = &mut self.ends;
         let end = |slot: Slot, ends: &mut Vec<(Slot, u64)>| {

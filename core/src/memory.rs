@@ -2,22 +2,12 @@
 //!
 //! Contract: an array belongs to whoever made it, until it gives it back with the same length.
 //!
-//! Shape: arrays from 32 KiB on are pages of their own, straight from the system. Tables grow by a
-//! third, over and over, many of them at the same time: from `malloc` the arrays that they grow
-//! out of were holes that no later array fitted into, and 1.4 million placements took 76 bytes
-//! each instead of 34.
+//! Shape: arrays from a page on are whole pages (`pages`), in a row or, where `Paged`, one by one;
+//! smaller ones come from `malloc`.
 
+use crate::pages::{self, PAGE_BYTES};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
-
-#[cfg(unix)]
-const PAGES_FROM_BYTES: usize = 32 * 1024;
-
-/// All pages at once: a table that is written anew touches them all, in no order.
-#[cfg(target_os = "linux")]
-const POPULATE: libc::c_int = libc::MAP_POPULATE;
-#[cfg(all(unix, not(target_os = "linux")))]
-const POPULATE: libc::c_int = 0;
 
 /// A cache line's alignment at least: users keep numbers in the bits that it leaves free.
 fn layout<T>(count: usize) -> Layout {
@@ -28,25 +18,11 @@ fn layout<T>(count: usize) -> Layout {
 
 /// So many zeroed `T`s; at least one. `T` must be valid as zeros.
 pub fn zeroed<T>(count: usize) -> NonNull<T> {
+    const { assert!(align_of::<T>() <= PAGE_BYTES) };
     let layout = layout::<T>(count);
     assert!(layout.size() > 0);
-    #[cfg(unix)]
-    if layout.size() >= PAGES_FROM_BYTES {
-        // SAFETY: a new private mapping; its size is not 0. Pages are aligned for any line.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                layout.size(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | POPULATE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            handle_alloc_error(layout);
-        }
-        return NonNull::new(start.cast()).unwrap_or_else(|| handle_alloc_error(layout));
+    if layout.size() >= PAGE_BYTES {
+        return pages::take(layout.size().div_ceil(PAGE_BYTES)).cast();
     }
     // SAFETY: the size is not 0.
     let start = unsafe { alloc_zeroed(layout) }.cast();
@@ -59,14 +35,14 @@ pub fn zeroed<T>(count: usize) -> NonNull<T> {
 /// `start` came from `zeroed` with the same type and count, and nobody uses it any more.
 pub unsafe fn free<T>(start: NonNull<T>, count: usize) {
     let layout = layout::<T>(count);
-    #[cfg(unix)]
-    if layout.size() >= PAGES_FROM_BYTES {
-        // SAFETY: by the contract this is one whole mapping.
-        unsafe { libc::munmap(start.as_ptr().cast(), layout.size()) };
-        return;
+    // SAFETY: by the contract `zeroed` made it, in the same way.
+    unsafe {
+        if layout.size() >= PAGE_BYTES {
+            pages::give(start.cast(), layout.size().div_ceil(PAGE_BYTES));
+        } else {
+            dealloc(start.as_ptr().cast(), layout);
+        }
     }
-    // SAFETY: by the contract this was allocated with this layout.
-    unsafe { dealloc(start.as_ptr().cast(), layout) };
 }
 
 /// Have a cache line fetched. Harmless for any address; nothing where it cannot be said.
@@ -81,78 +57,73 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// An owned array of zeroed lines; empty ones take no memory.
-pub struct Lines<T> {
-    start: NonNull<T>,
+/// An owned array of plain data whose pages lie anywhere, which costs a load more for each access.
+/// What it is replaced by, when it grows, finds room where others were; an empty one takes none.
+pub struct Paged<T> {
+    /// Arrays of their own, of a page each; less where it is the only one.
+    pages: Vec<NonNull<T>>,
     count: usize,
 }
 
-// SAFETY: it owns its lines, as a Box would.
-unsafe impl<T: Send> Send for Lines<T> {}
-unsafe impl<T: Sync> Sync for Lines<T> {}
+// SAFETY: it owns its elements, as a Box would.
+unsafe impl<T: Send> Send for Paged<T> {}
+unsafe impl<T: Sync> Sync for Paged<T> {}
 
-impl<T> Lines<T> {
-    pub fn empty() -> Self {
-        Lines { start: NonNull::dangling(), count: 0 }
-    }
+impl<T> Paged<T> {
+    pub const PER_PAGE: usize = {
+        assert!(!std::mem::needs_drop::<T>() && PAGE_BYTES.is_multiple_of(size_of::<T>()));
+        PAGE_BYTES / size_of::<T>()
+    };
 
     /// `T` must be plain data that is valid as zeros.
     pub fn zeroed(count: usize) -> Self
     where
         T: Copy,
     {
-        Lines { start: zeroed(count), count }
+        let page_count = count.div_ceil(Self::PER_PAGE);
+        let pages = (0..page_count).map(|_| zeroed(count.min(Self::PER_PAGE))).collect();
+        Paged { pages, count }
     }
 
-    /// More of them, the new ones zeroed. Pages of their own are not copied but mapped anew.
-    pub fn grow(&mut self, count: usize)
-    where
-        T: Copy,
-    {
-        assert!(count >= self.count);
-        #[cfg(target_os = "linux")]
-        if self.count > 0 && layout::<T>(self.count).size() >= PAGES_FROM_BYTES {
-            let (old, new) = (layout::<T>(self.count), layout::<T>(count));
-            // SAFETY: it is one whole mapping of the old size, which nobody else uses; pages that
-            // are added are zeroed, and the rest of the last one never was anything else.
-            let start = unsafe {
-                let start = self.start.as_ptr().cast();
-                libc::mremap(start, old.size(), new.size(), libc::MREMAP_MAYMOVE)
-            };
-            if start == libc::MAP_FAILED {
-                handle_alloc_error(new);
-            }
-            self.start = NonNull::new(start.cast()).unwrap_or_else(|| handle_alloc_error(new));
-            self.count = count;
-            return;
-        }
-        let mut more = Lines::zeroed(count);
-        more[..self.count].copy_from_slice(self);
-        *self = more;
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        (0..self.count).map(|at| &self[at])
+    }
+
+    #[inline(always)]
+    fn pointer(&self, at: usize) -> NonNull<T> {
+        assert!(at < self.count);
+        // SAFETY: so many elements have pages, and a page has so many.
+        unsafe { self.pages.get_unchecked(at / Self::PER_PAGE).add(at % Self::PER_PAGE) }
     }
 }
 
-impl<T> std::ops::Deref for Lines<T> {
-    type Target = [T];
+impl<T> std::ops::Index<usize> for Paged<T> {
+    type Output = T;
 
-    fn deref(&self) -> &[T] {
-        // SAFETY: so many are there, zeroed at least.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    #[inline(always)]
+    fn index(&self, at: usize) -> &T {
+        // SAFETY: it is there, zeroed at least, and changed only through `&mut self`.
+        unsafe { self.pointer(at).as_ref() }
     }
 }
 
-impl<T> std::ops::DerefMut for Lines<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and nobody else has them.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.count) }
+impl<T> std::ops::IndexMut<usize> for Paged<T> {
+    #[inline(always)]
+    fn index_mut(&mut self, at: usize) -> &mut T {
+        // SAFETY: as above, and nobody else has it.
+        unsafe { self.pointer(at).as_mut() }
     }
 }
 
-impl<T> Drop for Lines<T> {
+impl<T> Drop for Paged<T> {
     fn drop(&mut self) {
-        if self.count > 0 {
-            // SAFETY: they came from `zeroed`, and end here.
-            unsafe { free(self.start, self.count) };
+        for &page in &self.pages {
+            // SAFETY: it came from `zeroed` with as many elements, and ends here.
+            unsafe { free(page, self.count.min(Self::PER_PAGE)) };
         }
     }
 }

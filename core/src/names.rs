@@ -15,17 +15,6 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// 2^64 divided by the golden ratio: odd, with its bits well spread.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-/// What undoes a multiplication by it: each step doubles the bits that are right.
-const GOLDEN_INVERSE: u64 = {
-    let mut inverse = GOLDEN;
-    let mut step = 0;
-    while step < 5 {
-        inverse = inverse.wrapping_mul(2u64.wrapping_sub(GOLDEN.wrapping_mul(inverse)));
-        step += 1;
-    }
-    assert!(GOLDEN.wrapping_mul(inverse) == 1);
-    inverse
-};
 
 /// Makes names, and places in tables that nobody outside can foresee.
 #[derive(Clone, Copy, Debug)]
@@ -63,16 +52,21 @@ impl Names {
         xxh3_64_with_seed(bytes, !self.naming)
     }
 
-    /// A name's 64 bits, mixed so that the highest are well spread, and never 0. Different names
-    /// stay different, but for one secret name that shares with its neighbour.
+    /// A name's 64 bits, mixed so that the highest are well spread; different names stay different.
     #[inline]
-    pub fn keep(&self, name: u64) -> u64 {
-        (name ^ self.seed).wrapping_mul(GOLDEN).max(1)
+    pub fn spread(&self, name: u64) -> u64 {
+        (name ^ self.seed).wrapping_mul(GOLDEN)
     }
 
-    /// The name that is kept as these bits; of two that share them, one.
-    pub fn name_of(&self, kept: u64) -> u64 {
-        kept.wrapping_mul(GOLDEN_INVERSE) ^ self.seed
+    /// The name whose bits are spread to these.
+    #[cfg(test)]
+    pub fn of_spread(&self, spread: u64) -> u64 {
+        // Each step doubles the bits that are right.
+        let mut inverse = GOLDEN;
+        for _ in 0..5 {
+            inverse = inverse.wrapping_mul(2u64.wrapping_sub(GOLDEN.wrapping_mul(inverse)));
+        }
+        spread.wrapping_mul(inverse) ^ self.seed
     }
 
     /// 64 well-mixed bits of a key or name, different in every process.

@@ -237,7 +237,7 @@ impl State {
 
     /// Have memory fetched for a block that is placed soon.
     pub fn prefetch_key(&self, key: u64, pin: &Guard) {
-        self.model.table.prefetch(key, pin);
+        self.model.table.seek(key, pin);
     }
 
     /// Have memory fetched for a hash that is looked up soon.
@@ -248,7 +248,7 @@ impl State {
     /// Have memory fetched for a block that is taken soon; its hash should be at hand by now.
     pub fn prefetch_held(&self, shelf: usize, name: u64, pin: &Guard) {
         if let Some(key) = self.shelves[shelf].blocks.get(name) {
-            self.model.table.prefetch(key, pin);
+            self.model.table.seek(key, pin);
         }
     }
 
