@@ -87,7 +87,12 @@ class App:
         self.levers = LeverBoard(settings, self.metrics, self.registry, self.manager)
         self.decider = self._decider()
         self.agreement = AgreementService(
-            settings, self.metrics, self.registry, self.decider.agreement, self.tokenizer.flush
+            settings,
+            self.metrics,
+            self.registry,
+            self.decider.agreement,
+            self.tokenizer.flush,
+            self.manager.engine_metrics,
         )
         self.certificates = Certificates(settings, self.metrics) if settings.grpc_tls_cert else None
         self.health = Health()

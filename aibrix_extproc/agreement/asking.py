@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -80,12 +80,18 @@ class EngineAsker:
             None if text is None else digest(text), None if chat is None else digest(chat)
         )
 
-    async def counters(self, who: str, address: str) -> Counted | None:
-        """An engine's own count of looked-up and reused tokens; None: it could not be had."""
+    async def counters(
+        self, who: str, address: str, see: Callable[[bytes], None] = lambda page: None
+    ) -> Counted | None:
+        """An engine's own count of looked-up and reused tokens; None: it could not be had.
+
+        `see(page)` is given the whole of its metrics.
+        """
         try:
             status, body = await self._call("GET", f"http://{address}/metrics", None)
             if status != 200:
                 raise AskFailed("metrics_status", f"/metrics answered {status}")
+            see(body)
             counted = read_counters(body)
             if counted is None:
                 raise AskFailed("metrics_none", "/metrics has no counters of the prefix cache")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Final
 
 from aibrix_extproc.agreement.asking import EngineAsker
@@ -26,8 +27,15 @@ class Reuse:
     """Decided requests in (`decided`), the engines' counters beside them."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, registry: Registry, asker: EngineAsker
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        registry: Registry,
+        asker: EngineAsker,
+        see: Callable[[Pod, bytes], None] = lambda pod, page: None,
     ) -> None:
+        """`see(pod, page)` is given each engine's metrics, on the event loop."""
+        self._see = see
         self._interval_s = settings.engine_metrics_interval_s
         self._metrics = metrics
         self._registry = registry
@@ -80,7 +88,9 @@ class Reuse:
             self._metrics.remove(self._metrics.reuse_difference, gone)
 
     async def _read_one(self, pod: Pod) -> None:
-        counted = await self._asker.counters(pod.key, pod.metrics_address or pod.address)
+        counted = await self._asker.counters(
+            pod.key, pod.metrics_address or pod.address, lambda page: self._see(pod, page)
+        )
         if counted is None or self._registry.get(pod.key) is None:
             return
         grown = self._growth.read(pod.identity, counted)

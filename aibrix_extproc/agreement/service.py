@@ -12,6 +12,7 @@ from aibrix_extproc.agreement.asking import EngineAsker
 from aibrix_extproc.agreement.reuse import Reuse
 from aibrix_extproc.agreement.tokenizers import Tokenizers
 from aibrix_extproc.agreement.watch import Agreement
+from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
@@ -31,7 +32,9 @@ class AgreementService:
         registry: Registry,
         agreement: Agreement,
         flush: Callable[[Collection[str]], None],
+        see: Callable[[Pod, bytes], None] = lambda pod, page: None,
     ) -> None:
+        """`see(pod, page)` is given each engine's metrics, on the event loop."""
         self._metrics = metrics
         self._registry = registry
         self._agreement = agreement
@@ -39,7 +42,7 @@ class AgreementService:
         self._tokenizers = Tokenizers(
             settings, metrics, registry, self._asker, agreement.fingerprints, flush
         )
-        self._reuse = Reuse(settings, metrics, registry, self._asker)
+        self._reuse = Reuse(settings, metrics, registry, self._asker, see)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -6,13 +6,14 @@ Used by one thread, that of the registry; `on_clear` is called from others.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.index import IndexStats
+from aibrix_extproc.kvevents.capacity import Capacity, read_capacities
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.feed import EventIndex, Feed, Warm
 from aibrix_extproc.kvevents.sockets import link_options
@@ -32,6 +33,7 @@ class SourceIndex(EventIndex, Protocol):
     ) -> int: ...
     def remove_source(self, source: int) -> None: ...
     def stats(self) -> IndexStats: ...
+    def block_size(self, source: int) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,40 @@ class SourceManager:
             self._sweeper.submit(self._sweep, source)
             self._on_clear(source)
             self._on_remove(source)
+
+    def engine_metrics(self, pod: Pod, exposition: bytes) -> None:
+        """An engine's `/metrics`: sources that hold more blocks than it has are emptied, soon."""
+        tracked = self._pods.get(pod.key)
+        capacities = read_capacities(exposition)
+        if tracked is None or tracked.pod.identity != pod.identity or not capacities:
+            return
+        only = next(iter(capacities.values())) if len(capacities) == 1 else None
+        followed = {
+            source: capacity
+            for rank, source in tracked.sources.items()
+            if (capacity := capacities.get(rank.rank, only)) is not None
+        }
+        self._sweeper.submit(self._check_capacity, followed)
+
+    def _check_capacity(self, followed: Mapping[int, Capacity]) -> None:
+        placements = self._index.stats().per_source
+        for source, capacity in followed.items():
+            subscriber = self._subscriber
+            if subscriber is None or source not in placements:
+                continue
+            try:
+                block_size = self._index.block_size(source)
+            except KeyError:  # it has gone meanwhile
+                continue
+            if capacity.holds_too_much(placements[source], block_size):
+                logger.warning(
+                    "source %d holds %d blocks, its engine has %d: it is emptied. Were requests "
+                    "sent with kv_cache_report_mode?",
+                    source,
+                    placements[source],
+                    capacity.blocks,
+                )
+                subscriber.discard(source, ClearReason.INFLATED)
 
     def _sweep(self, source: int) -> None:
         """Take a source out of the index, off the event loop: 1 ms for each 1,000 placements."""
