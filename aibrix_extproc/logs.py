@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Hashable
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -47,6 +49,10 @@ def configure(level: str, log_format: LogFormat) -> None:
 def set_level(level: str) -> None:
     """Change the least severe line that is written, until the process ends."""
     logging.getLogger().setLevel(level)
+
+
+_MAX_SPELLS: Final = 4096
+"""Things whose spells are remembered; the one that was quiet for longest goes."""
 
 
 class StateLog:
@@ -91,3 +97,37 @@ class StateLog:
         """Drop what is known of a thing that is gone."""
         with self._lock:
             self._states.pop(thing, None)
+
+
+class Spells:
+    """Tells of what happens again and again: when it begins, and when it begins anew.
+
+    A spell is over after `quiet_s` seconds without it; what comes then is told, with the number
+    of those in the spell before. For what has no good state to return to. Safe from any thread.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        quiet_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._quiet_s = quiet_s
+        self._clock = clock
+        self._spells: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def seen(self, thing: str, why: str = "", level: int = logging.WARNING, times: int = 1) -> bool:
+        """It happened, so many times. True where that was told."""
+        now = self._clock()
+        with self._lock:
+            last, count = self._spells.pop(thing, (float("-inf"), 0))
+            is_new = now - last >= self._quiet_s
+            self._spells[thing] = (now, times if is_new else count + times)
+            while len(self._spells) > _MAX_SPELLS:
+                self._spells.popitem(last=False)
+        if is_new:
+            before = f"; {count} times before it was quiet" if count else ""
+            self._logger.log(level, "%s%s%s", thing, f" ({why})" if why else "", before)
+        return is_new

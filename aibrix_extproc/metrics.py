@@ -162,6 +162,11 @@ class Metrics:
             "aibrix_extproc_tls_renewal_broken",
             "1 while the certificate files cannot be used, and what was read before is.",
         )
+        self.faults = self._counter(
+            "aibrix_extproc_faults_total",
+            "Faults of this server itself that it survived, by where they happened.",
+            "where",
+        )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
         )

@@ -3,6 +3,7 @@
 Owns what is written after the choice. How the choice was made is not its business.
 """
 
+import logging
 from array import array
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.logs import Spells
 from aibrix_extproc.metrics import Children, Metrics
 from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
@@ -48,6 +50,7 @@ class Booking:
         self._clock = clock
         self._agreement = agreement
         self._shadow = shadow
+        self._spells = Spells(logging.getLogger(__name__))
         self._sync = "true" if settings.kv_event_sync else "false"
         self._bases = Children(metrics.decision_basis)
         self._decisions = Children(metrics.routing_decisions)
@@ -135,8 +138,15 @@ class Booking:
         self._bases.of(rests_on).inc()
         if tokens.fallback is not None:
             self._metrics.fallbacks.labels(tokens.fallback).inc()
+            level = logging.INFO if tokens.fallback == "tokenizer_off" else logging.WARNING
+            thing = f"requests are routed without their tokens ({tokens.fallback})"
+            self._spells.seen(thing, level=level)
         if plan.parsed.report_mode:
             self._metrics.report_mode.inc()
+            self._spells.seen(
+                "requests make engines announce their hits again (kv_cache_report_mode)",
+                "copies in the index grow with it",
+            )
         if not self._settings.decision_metrics:
             return
         model, sync = plan.served.name, self._sync
@@ -189,6 +199,11 @@ class Booking:
         )
         if evicted := self._predictions.promise(source, keys, ttl_s, now, held):
             self._metrics.predictions_evicted.inc(evicted)
+            self._spells.seen(
+                "predicted blocks go before their time",
+                "more are held than AIBRIX_EXTPROC_PREDICTION_MAX_BLOCKS",
+                times=evicted,
+            )
         return ttl_s
 
     def _expected_s(self, plan: Plan, request: RouteRequest) -> float | None:

@@ -5,6 +5,7 @@ asks the index, the predictions and the ledger, and changes none of them (but fo
 past its time, which the ledger lets go of).
 """
 
+import logging
 from array import array
 from collections.abc import Mapping
 from typing import Final
@@ -14,6 +15,7 @@ import msgspec
 from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.logs import Spells
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
@@ -66,11 +68,19 @@ class Viewer:
         self._index = index
         self._ledger = ledger
         self._predictions = predictions
+        self._spells = Spells(logging.getLogger(__name__))
 
     def view(self, plan: Plan, tokens: KnownTokens, now: float) -> View:
         """What is known at `now`, a time of the ledger's clock."""
         if expired := self._ledger.expire(now):
             self._metrics.reservations_expired.inc(expired)
+            self._spells.seen(
+                "reservations leave the ledger by time",
+                "the end of their answers was not seen: usual in duplex; else see "
+                "AIBRIX_EXTPROC_RESERVATION_LIMIT",
+                logging.INFO,
+                expired,
+            )
         loads = self._ledger.loads(now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)

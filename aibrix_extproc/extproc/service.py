@@ -29,7 +29,7 @@ from aibrix_extproc.extproc.inflight import InflightBytes
 from aibrix_extproc.extproc.messages import Picks
 from aibrix_extproc.extproc.stream import Stream
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
-from aibrix_extproc.logs import StateLog
+from aibrix_extproc.logs import Spells, StateLog
 from aibrix_extproc.metrics import Children, Metrics
 from aibrix_extproc.settings import Settings
 
@@ -40,6 +40,8 @@ _MIB: Final = 1024 * 1024
 _CALM_SHARE: Final = 0.5
 """Of the limit of streams: below it the trouble is said to be over. A number that wavers about the
 limit would else fill the log."""
+
+_PASSED_IN_TROUBLE: Final = ("pods_not_listed", "no_headers", "no_body", "internal_error")
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ class Processor:
         self._draining = False
         self._kv_sync = str(settings.kv_event_sync).lower()
         self._states = StateLog(_log)
+        self._spells = Spells(_log)
         self._outcomes = Children(metrics.requests)
         self._was_full = False
         """No body more could be held, when one was last tried."""
@@ -260,6 +263,9 @@ class Processor:
         self._outcomes.of(settled.outcome).inc()
         if settled.outcome == "passed":
             self._metrics.passed.labels(settled.reason).inc()
+            is_trouble = settled.reason in _PASSED_IN_TROUBLE
+            level = logging.WARNING if is_trouble else logging.INFO
+            self._spells.seen(f"requests pass on without a pick ({settled.reason})", level=level)
         full = settled.reason == "inflight_bytes"
         if full or (self._was_full and settled.outcome == "picked"):
             self._was_full = full
@@ -284,6 +290,7 @@ class Processor:
 
     def _log_failure(self, error: BaseException) -> None:
         """The traceback, once per kind: the type and where it was raised."""
+        self._metrics.faults.labels("request").inc()
         last = error.__traceback__
         while last is not None and last.tb_next is not None:
             last = last.tb_next

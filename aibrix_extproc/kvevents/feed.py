@@ -15,8 +15,10 @@ from aibrix_extproc.index import Applied
 from aibrix_extproc.index.results import (
     CONFLICT,
     FULL,
+    GROUP_NOT_INDEXED,
     MISFIT,
     PAYLOAD,
+    SKIP_REASONS,
     UNKNOWN_EVENT,
     UNREADABLE_CLEARED,
     UNREADABLE_EVENT,
@@ -40,7 +42,7 @@ from aibrix_extproc.kvevents.effects import (
 )
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
 from aibrix_extproc.kvevents.wire import BadFrame, BadFrames, parse_live
-from aibrix_extproc.logs import StateLog
+from aibrix_extproc.logs import Spells, StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
@@ -55,6 +57,7 @@ _REPLAY_RESULTS: Final = (
     Notice.NO_REPLAY_PORT,
 )
 _MAYBE_ANOTHER_ENGINE: Final = (ClearReason.RESTART, ClearReason.UNPROVEN, ClearReason.LOST)
+_USUALLY_SKIPPED: Final = (GROUP_NOT_INDEXED, MISFIT)
 _GOOD_STATES: Final = (SourceState.EXACT, SourceState.SYNCING)
 
 
@@ -122,6 +125,7 @@ class Feed:
         self._metrics = metrics
         self._on_clear = on_clear
         self._on_new_engine = on_new_engine
+        self._spells = Spells(logger)
         self._log = StateLog(logger)
         self._lock = threading.Lock()
         self._stopped = False
@@ -223,8 +227,16 @@ class Feed:
                     f"{why}: is it an engine's event port, and are the CURVE keys right?",
                 )
 
+    def fault(self) -> None:
+        """This process failed where it should not."""
+        self._metrics.faults.labels("event_sync").inc()
+
     def bad_frames(self, reason: BadFrame) -> None:
         self._metrics.bad_frames.labels(reason).inc()
+        self._spells.seen(
+            f"{self._name}: messages that are no batch are dropped ({reason})",
+            "something else than an engine publishes on that port?",
+        )
 
     def at_checkpoint(self, read: Callable[[int], T]) -> tuple[Checkpoint, T] | None:
         """`read(source)` while no batch is being applied, and the batch that stands for it.
@@ -299,6 +311,7 @@ class Feed:
         try:
             applied = self._index.apply(self.source, effect.payload)
         except Exception:
+            self.fault()
             logger.exception("%s: batch %d could not be applied", self._name, effect.sequence)
             return _Result(False, ClearReason.ERROR, False)
         if applied.stored:
@@ -307,6 +320,9 @@ class Feed:
             self._metrics.blocks_removed.inc(applied.removed)
         for reason, events in applied.skipped.items():
             self._metrics.skipped_events.labels(reason).inc(events)
+            level = logging.INFO if reason in _USUALLY_SKIPPED else logging.WARNING
+            thing = f"{self._name}: events are skipped ({reason})"
+            self._spells.seen(thing, SKIP_REASONS.get(reason, ""), level, events)
         if effect.live and applied.timestamp is not None:
             self.lag_s = max(0.0, time.time() - applied.timestamp)
             self._lag.set(self.lag_s)

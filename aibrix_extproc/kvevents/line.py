@@ -148,6 +148,7 @@ class SourceLine:
         try:
             action(now)
         except Exception:
+            self.feed.fault()
             logger.exception("%s: event sync failed, it starts over", self.feed.pod)
             try:
                 self.feed.failed(self, now)

@@ -209,6 +209,7 @@ class SourceManager:
         try:
             self._index.remove_source(source)
         except Exception:
+            self._metrics.faults.labels("index_sweep").inc()
             logger.exception("source %d could not be taken out of the index", source)
 
     def _follow(self, pod: Pod, rank: Rank, source: int) -> None:

@@ -167,6 +167,7 @@ class Reader(threading.Thread):
         try:
             line.close()
         except Exception:  # the thread serves others too, and the context waits for all sockets
+            line.feed.fault()
             logger.exception("%s: its sockets could not be closed", line.feed.pod)
 
 

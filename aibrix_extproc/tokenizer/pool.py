@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from aibrix_extproc.extproc.openai import Prompt
-from aibrix_extproc.logs import StateLog
+from aibrix_extproc.logs import Spells, StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.asking import Asker
@@ -52,6 +52,7 @@ class TokenizerPool:
         self._generation = 0
         self._last_late = float("-inf")
         self._states = StateLog(logging.getLogger("aibrix_extproc.tokenizer"))
+        self._spells = Spells(logging.getLogger("aibrix_extproc.tokenizer"))
         look_ups = metrics.tokenizer_cache
         self._hits, self._misses, self._joined = (
             look_ups.labels(result) for result in ("hit", "miss", "shared")
@@ -126,12 +127,12 @@ class TokenizerPool:
         flight = self._flights.get(prompt.cache_key)
         if flight is None:
             if self._asker is None or self._later >= MAX_LATER:
-                count("dropped").inc()
+                self._dropped_later()
                 return
             try:
                 flight = self._begin(self._asker, prompt, pods)
             except TokenizerUnavailable:
-                count("dropped").inc()
+                self._dropped_later()
                 return
         flight.kept = True
 
@@ -146,6 +147,10 @@ class TokenizerPool:
         self._later += 1
         assert flight.task is not None  # noqa: S101 - set by start
         flight.task.add_done_callback(ended)
+
+    def _dropped_later(self) -> None:
+        self._metrics.tokenized_later.labels("dropped").inc()
+        self._spells.seen("prompts decided by a prefix are not tokenized", "too many wait for it")
 
     def flush(self, models: Collection[str] | None = None) -> None:
         """Forget all tokens and conversations, or those of prompts for these models.

@@ -52,3 +52,39 @@ def test_a_line_can_be_read_in_both_shapes(
         assert "ValueError: why" in line["exception"]
     else:
         assert "ERROR   x: it broke" in text
+
+
+class _Time:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_happens_again_and_again_is_told_when_it_begins(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = _Time()
+    spells = logs.Spells(logging.getLogger("test"), quiet_s=10.0, clock=clock)
+    assert spells.seen("events are skipped", "why")
+    for _ in range(5):
+        clock.now += 9.0
+        assert not spells.seen("events are skipped", "why", times=2)
+    assert spells.seen("another thing")
+    clock.now += 10.0
+    assert spells.seen("events are skipped", "why")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "events are skipped (why)",
+        "another thing",
+        "events are skipped (why); 11 times before it was quiet",
+    ]
+
+
+def test_spells_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_MAX_SPELLS", 2)
+    spells = logs.Spells(logging.getLogger("test"))
+    for thing in ("a", "b", "a", "c"):
+        spells.seen(thing)
+    assert not spells.seen("a")
+    assert spells.seen("b")

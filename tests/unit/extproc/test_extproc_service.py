@@ -314,3 +314,13 @@ async def test_a_port_in_use_is_a_settings_error() -> None:
         assert isinstance(r.service, Processor)
         await taken.stop(0)
         await other.stop(0)
+
+
+async def test_why_requests_pass_on_without_a_pick_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig(StubDecider(lambda _request: Passed("pods_not_listed"))) as r:
+        for _ in range(3):
+            await buffered(r.open())
+        assert r.count(PASSED, reason="pods_not_listed") == 3
+    assert caplog.text.count("pass on without a pick (pods_not_listed)") == 1

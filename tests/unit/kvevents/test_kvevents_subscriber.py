@@ -246,16 +246,28 @@ class TestGaps:
         station.reaches(source, PARTIAL, 0)
         assert station.count("aibrix_kv_source_clears_total", reason="lossy") == 1
 
-    def test_a_message_that_is_no_batch_is_counted_and_harmless(
-        self, station: Station, engine: KvPublisher
+    def test_a_message_that_is_no_batch_is_counted_told_once_and_harmless(
+        self, station: Station, engine: KvPublisher, caplog: pytest.LogCaptureFixture
     ) -> None:
         source = station.follow(engine)
         fill(engine, 1, 1)
         station.reaches(source, EXACT, 1)
         engine.publish_raw([b"only one frame"])
+        engine.publish_raw([b"only one frame"])
         fill(engine, 2, 2)
         station.reaches(source, EXACT, 2)
-        assert station.count("aibrix_kv_bad_frames_total", reason="frame_count") == 1
+        assert station.count("aibrix_kv_bad_frames_total", reason="frame_count") == 2
+        assert caplog.text.count("are dropped (frame_count)") == 1
+
+    def test_events_that_cannot_be_used_are_counted_and_told_once(
+        self, station: Station, engine: KvPublisher, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        source = station.follow(engine)
+        for number in range(1, 4):
+            engine.publish(stored([number], parent=number - 1 or None), {"type": "Unheard"})
+        station.reaches(source, EXACT, 3)
+        assert station.count("aibrix_kv_skipped_events_total", reason="unknown_event") == 3
+        assert caplog.text.count("events are skipped (unknown_event)") == 1
 
 
 class TestRestarts:
