@@ -84,16 +84,15 @@ class AnswerReader:
             self._kept.clear()
 
     def ended(self, *, complete: bool = True) -> Usage | NoUsage:
-        """What the answer said. `complete`: its end was seen."""
+        """What the answer said. `complete`: its end was seen; a usage counts without it too."""
         if not self._pieces:
             return NoUsage.NOT_SENT
-        if not complete:
-            return NoUsage.UNFINISHED
         if self._overflowed:
             return NoUsage.TOO_LARGE
         kept = bytes(self._kept)
         self._kept.clear()
-        return _of_json(kept) if self._is_json else _of_events(kept)
+        found = _of_json(kept) if self._is_json else _of_events(kept)
+        return found if complete or isinstance(found, Usage) else NoUsage.UNFINISHED
 
 
 def _of_json(body: bytes) -> Usage | NoUsage:

@@ -96,7 +96,10 @@ async def grown(stack: Stack, result: str, above: float, by: int) -> None:
     async def told() -> bool:
         return await counted(stack, SAMPLES, model="tiny", result=result) == above + by
 
-    await eventually_async(told)
+    try:
+        await eventually_async(told)
+    except AssertionError:
+        raise AssertionError(f"samples: {await samples(stack, SAMPLES)}") from None
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -102,6 +102,8 @@ def test_what_says_nothing_has_a_reason(body: bytes, why: NoUsage) -> None:
 def test_a_body_that_was_never_sent_and_one_that_was_cut_off_are_told_apart() -> None:
     assert AnswerReader().ended() is NoUsage.NOT_SENT
     assert read(whole()[:50], complete=False) is NoUsage.UNFINISHED
+    assert read(stream(CHUNK), complete=False) is NoUsage.UNFINISHED
+    assert read(whole(), complete=False) == Usage(40, 32)
 
 
 @given(st.lists(st.binary(max_size=200), max_size=8))
