@@ -1,11 +1,13 @@
 """A real Envoy that reaches the processor by mutual TLS."""
 
+import re
 import shutil
-from collections.abc import Mapping
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from aibrix_extproc.demo import envoy_config
 from tests.certificates import Authority, Pair
@@ -14,30 +16,25 @@ from tests.e2e.stack import gateway
 from tests.e2e.watching import PICKED, counted, text
 from tests.support import eventually_async
 
-UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+ENVOY_PAGE = (Path(__file__).parents[2] / "docs" / "envoy.md").read_text()
 
 
-def transport(trusted: Path, client: Pair | None) -> Mapping[str, Any]:
-    """The `transport_socket` of docs/envoy.md."""
-    common: dict[str, Any] = {
-        "validation_context": {
-            "trusted_ca": {"filename": str(trusted)},
-            "match_typed_subject_alt_names": [
-                {"san_type": "DNS", "matcher": {"exact": "localhost"}}
-            ],
-        }
-    }
-    if client is not None:
-        common["tls_certificates"] = [
-            {
-                "certificate_chain": {"filename": str(client.cert)},
-                "private_key": {"filename": str(client.key)},
-            }
-        ]
-    return {
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": {"@type": UPSTREAM_TLS, "common_tls_context": common},
-    }
+def transport(trusted: Path, client: Pair | None) -> Any:
+    """The `transport_socket` of docs/envoy.md, with these files."""
+    found = re.search(r"```yaml\n( +transport_socket:.*?)```", ENVOY_PAGE, re.DOTALL)
+    assert found is not None
+    socket = yaml.safe_load(textwrap.dedent(found[1]))["transport_socket"]
+    common = socket["typed_config"]["common_tls_context"]
+    common["validation_context"]["trusted_ca"]["filename"] = str(trusted)
+    (name,) = common["validation_context"]["match_typed_subject_alt_names"]
+    name["matcher"]["exact"] = "localhost"
+    if client is None:
+        del common["tls_certificates"]
+    else:
+        (own,) = common["tls_certificates"]
+        own["certificate_chain"]["filename"] = str(client.cert)
+        own["private_key"]["filename"] = str(client.key)
+    return socket
 
 
 @pytest.mark.asyncio
