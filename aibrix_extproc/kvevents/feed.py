@@ -12,19 +12,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.index import Applied
-from aibrix_extproc.index.results import (
-    CONFLICT,
-    FULL,
-    GROUP_NOT_INDEXED,
-    MISFIT,
-    PAYLOAD,
-    SKIP_REASONS,
-    UNKNOWN_EVENT,
-    UNREADABLE_CLEARED,
-    UNREADABLE_EVENT,
-    UNREADABLE_REMOVED,
-    UNREADABLE_STORED,
-)
+from aibrix_extproc.index.results import FULL
 from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import (
     Apply,
@@ -40,9 +28,10 @@ from aibrix_extproc.kvevents.effects import (
     StaleChanged,
     StateChanged,
 )
+from aibrix_extproc.kvevents.skips import UNREADABLE, Skips
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
 from aibrix_extproc.kvevents.wire import BadFrame, BadFrames, parse_live
-from aibrix_extproc.logs import Spells, StateLog
+from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
@@ -57,15 +46,7 @@ _REPLAY_RESULTS: Final = (
     Notice.NO_REPLAY_PORT,
 )
 _MAYBE_ANOTHER_ENGINE: Final = (ClearReason.RESTART, ClearReason.UNPROVEN, ClearReason.LOST)
-_USUALLY_SKIPPED: Final = (GROUP_NOT_INDEXED, MISFIT)
 _GOOD_STATES: Final = (SourceState.EXACT, SourceState.SYNCING)
-
-
-_UNREADABLE: Final = frozenset(
-    {PAYLOAD, UNREADABLE_EVENT, UNREADABLE_STORED, UNREADABLE_REMOVED, UNREADABLE_CLEARED}
-    | {UNKNOWN_EVENT, MISFIT, CONFLICT}
-)
-"""Reasons that bytes spoilt on the way would have as well."""
 
 
 class _Result(NamedTuple):
@@ -125,7 +106,7 @@ class Feed:
         self._metrics = metrics
         self._on_clear = on_clear
         self._on_new_engine = on_new_engine
-        self._spells = Spells(logger)
+        self._skips = Skips(self._name, metrics)
         self._log = StateLog(logger)
         self._lock = threading.Lock()
         self._stopped = False
@@ -232,11 +213,7 @@ class Feed:
         self._metrics.faults.labels("event_sync").inc()
 
     def bad_frames(self, reason: BadFrame) -> None:
-        self._metrics.bad_frames.labels(reason).inc()
-        self._spells.seen(
-            f"{self._name}: messages that are no batch are dropped ({reason})",
-            "something else than an engine publishes on that port?",
-        )
+        self._skips.message(reason)
 
     def at_checkpoint(self, read: Callable[[int], T]) -> tuple[Checkpoint, T] | None:
         """`read(source)` while no batch is being applied, and the batch that stands for it.
@@ -318,11 +295,8 @@ class Feed:
             self._metrics.blocks_stored.inc(applied.stored)
         if applied.removed:
             self._metrics.blocks_removed.inc(applied.removed)
-        for reason, events in applied.skipped.items():
-            self._metrics.skipped_events.labels(reason).inc(events)
-            level = logging.INFO if reason in _USUALLY_SKIPPED else logging.WARNING
-            thing = f"{self._name}: events are skipped ({reason})"
-            self._spells.seen(thing, SKIP_REASONS.get(reason, ""), level, events)
+        if applied.skipped:
+            self._skips.events(applied.skipped)
         if effect.live and applied.timestamp is not None:
             self.lag_s = max(0.0, time.time() - applied.timestamp)
             self._lag.set(self.lag_s)
@@ -332,7 +306,7 @@ class Feed:
         left_out = FULL in applied.skipped
         if left_out:
             self._show_full(True)
-        unreadable = bool(applied.skipped) and not _UNREADABLE.isdisjoint(applied.skipped)
+        unreadable = bool(applied.skipped) and not UNREADABLE.isdisjoint(applied.skipped)
         if applied.lossy:
             return _Result(applied.cleared > 0, ClearReason.LOSSY, unreadable)
         complete = (self.sync.complete or applied.cleared > 0) and not left_out
