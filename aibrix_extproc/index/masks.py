@@ -7,7 +7,8 @@ again only when it stands in no mask any more.
 Owns the masks, the bits and the size of the index. Knows no hash, event or token.
 
 Size is counted, not measured, so that equal contents are of equal size: `PLACEMENT_BYTES` for
-each block on a shelf, `BLOCK_BYTES` for each distinct block, and what parked blocks hold. The
+each block on a shelf, `BLOCK_BYTES` for each distinct block, `NOTE_BYTES` for each that has copies,
+and what parked blocks hold. The
 constants are what CPython 3.11 takes for dicts of that many ints and 100 sources.
 """
 
@@ -18,6 +19,8 @@ from typing import Final
 
 PLACEMENT_BYTES: Final = 100
 BLOCK_BYTES: Final = 80
+NOTE_BYTES: Final = 80
+"""Of a block that a source has copies of, beside the block itself."""
 
 
 class Usage:

@@ -18,7 +18,7 @@ from typing import Final
 
 from aibrix_extproc.index.blocks import GPU
 from aibrix_extproc.index.gate import Change
-from aibrix_extproc.index.masks import BLOCK_BYTES, PLACEMENT_BYTES, ModelMasks
+from aibrix_extproc.index.masks import BLOCK_BYTES, NOTE_BYTES, PLACEMENT_BYTES, ModelMasks
 from aibrix_extproc.index.orphans import Orphans, Parked
 from aibrix_extproc.index.results import CONFLICT, FULL
 
@@ -51,6 +51,11 @@ class Shelf:
         """Key → hashes here that mean it, beyond the first. Nearly always empty."""
         self.placements = 0
         """All copies of all blocks."""
+
+    @property
+    def notes_bytes(self) -> int:
+        """What the notes of copies and twins take."""
+        return NOTE_BYTES * (len(self.more) + len(self.twins))
 
 
 class SourceState:
@@ -148,7 +153,7 @@ class SourceState:
         was. Stops, with no refusal, after a block that orphans wait for, and where what else
         fits must be counted anew; call it again for the rest.
         """
-        blocks, awaited = shelf.blocks, self.orphans.by_parent
+        blocks, awaited, notes_bytes = shelf.blocks, self.orphans.by_parent, shelf.notes_bytes
         others = self._blocks_beside(shelf) if len(self.shelves) > 1 else ()
         may_add = 0 if self.full else self._usage.room_bytes // _NEW_BLOCK_BYTES
         added: list[int] = []
@@ -176,6 +181,7 @@ class SourceState:
         self._usage.bytes += len(added) * PLACEMENT_BYTES
         for key in self._masks.set(added, shelf.bit):
             shelf.twins[key] = shelf.twins.get(key, 0) + 1
+        self._usage.bytes += shelf.notes_bytes - notes_bytes
         if refusal == CONFLICT:
             self.disbelieve(hashes[placed])
         elif refusal == FULL:
@@ -188,8 +194,10 @@ class SourceState:
     def add_copies(self, shelf: Shelf, block_hash: int, copies: int) -> None:
         """Count further copies of a block that stands on the shelf."""
         if copies:
+            notes_bytes = shelf.notes_bytes
             shelf.more[block_hash] = shelf.more.get(block_hash, 0) + copies
             shelf.placements += copies
+            self._usage.bytes += shelf.notes_bytes - notes_bytes
 
     def take(self, shelf: Shelf, block_hash: int) -> bool:
         """Take one copy of a block; False where the shelf has none, placed or parked."""
@@ -202,6 +210,7 @@ class SourceState:
         shelf.placements -= 1
         if more == 1:
             del shelf.more[block_hash]
+            self._usage.bytes -= NOTE_BYTES
         else:
             shelf.more[block_hash] = more - 1
         return True
@@ -232,12 +241,14 @@ class SourceState:
 
     def _vacate(self, shelf: Shelf, block_hash: int) -> None:
         """Take all copies of a hash off one shelf."""
+        notes_bytes = shelf.notes_bytes
         key = shelf.blocks.pop(block_hash)
         shelf.placements -= 1 + shelf.more.pop(block_hash, 0)
         self._usage.bytes -= PLACEMENT_BYTES
         twins = shelf.twins.pop(key, 0)
         if twins > 1:
             shelf.twins[key] = twins - 1
+        self._usage.bytes += shelf.notes_bytes - notes_bytes
         if not twins:
             self._masks.unset(key, shelf.bit)
 
@@ -253,6 +264,7 @@ class SourceState:
             self._masks.uncount(self.counted.bit, self.counted.block_size)
         self.orphans.clear()
         for shelf in self.shelves.values():
+            self._usage.bytes -= shelf.notes_bytes
             while shelf.blocks:
                 _, key = shelf.blocks.popitem()
                 self._usage.bytes -= PLACEMENT_BYTES

@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 /// equal contents are of equal size; `core/README.md` compares it with the process's memory.
 pub const PLACEMENT_BYTES: i64 = 26;
 pub const BLOCK_BYTES: i64 = 24;
+/// Of a block that a source has copies of, beside the block itself.
+pub const NOTE_BYTES: i64 = 20;
 pub const PARKED_BYTES: i64 = 320;
 
 /// The size of the whole index.

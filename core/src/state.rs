@@ -9,7 +9,7 @@
 //! model's table by whoever cleared it, with no lock held.
 
 use crate::entries::Entries;
-use crate::model::{BLOCK_BYTES, Model, PLACEMENT_BYTES, SlotInfo};
+use crate::model::{BLOCK_BYTES, Model, NOTE_BYTES, PLACEMENT_BYTES, SlotInfo};
 use crate::names::Names;
 use crate::orphans::{Orphans, Parked};
 use crate::reasons::Reason;
@@ -266,7 +266,7 @@ impl State {
                 self.disbelieve(name, pin);
                 return Err(Reason::Conflict);
             }
-            *shelf.more.entry(name).or_default() += 1;
+            note(&mut shelf.more, name, 1, &mut self.bytes_added);
             shelf.placements += 1;
             return Ok(());
         }
@@ -287,7 +287,7 @@ impl State {
         shelf.placements += 1;
         let (added, is_new) = self.model.table.insert(key, shelf.slot, pin);
         if !added {
-            *shelf.twins.entry(key).or_default() += 1;
+            note(&mut shelf.twins, key, 1, &mut self.bytes_added);
         }
         self.bytes_added += PLACEMENT_BYTES + if is_new { BLOCK_BYTES } else { 0 };
         self.blocks_added += i64::from(is_new);
@@ -298,7 +298,7 @@ impl State {
     pub fn add_copies(&mut self, at: usize, name: u64, copies: u64) {
         if copies > 0 {
             let shelf = &mut self.shelves[at];
-            *shelf.more.entry(name).or_default() += copies;
+            note(&mut shelf.more, name, copies, &mut self.bytes_added);
             shelf.placements += copies;
         }
     }
@@ -313,6 +313,7 @@ impl State {
             shelf.placements -= 1;
             if *more == 0 {
                 shelf.more.remove(&name);
+                self.bytes_added -= NOTE_BYTES;
             }
             return true;
         }
@@ -372,8 +373,11 @@ impl State {
         let shelf = &mut self.shelves[at];
         let Some(key) = shelf.blocks.remove(name) else { return false };
         shelf.placements -= 1;
-        if !shelf.more.is_empty() {
-            shelf.placements -= shelf.more.remove(&name).unwrap_or(0);
+        if !shelf.more.is_empty()
+            && let Some(more) = shelf.more.remove(&name)
+        {
+            shelf.placements -= more;
+            self.bytes_added -= NOTE_BYTES;
         }
         self.bytes_added -= PLACEMENT_BYTES;
         if !shelf.twins.is_empty()
@@ -382,6 +386,7 @@ impl State {
             *twins -= 1;
             if *twins == 0 {
                 shelf.twins.remove(&key);
+                self.bytes_added -= NOTE_BYTES;
             }
             return true;
         }
@@ -405,6 +410,7 @@ impl State {
     pub fn sweep(mut self) {
         self.bytes_added -= self.orphans.bytes;
         for shelf in std::mem::take(&mut self.shelves) {
+            self.bytes_added -= NOTE_BYTES * (shelf.more.len() + shelf.twins.len()) as i64;
             let pin = &mut crossbeam_epoch::pin();
             for (number, key) in shelf.blocks.keys().enumerate() {
                 let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
@@ -419,4 +425,12 @@ impl State {
         }
         self.settle();
     }
+}
+
+/// Count so many more in one of a shelf's small maps.
+fn note(notes: &mut HashMap<u64, u64>, of: u64, count: u64, bytes_added: &mut i64) {
+    *notes.entry(of).or_insert_with(|| {
+        *bytes_added += NOTE_BYTES;
+        0
+    }) += count;
 }
