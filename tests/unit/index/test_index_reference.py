@@ -207,14 +207,36 @@ def test_removals_shrink_the_index_step_by_step(new_index: NewIndex) -> None:
     assert sizes[-1] == 0
 
 
-def test_a_copy_takes_no_room(new_index: NewIndex) -> None:
+def test_copies_of_a_block_take_one_note_and_give_it_back(new_index: NewIndex) -> None:
     index = new_index()
     source = index.add_source("m")
     index.apply(source, WHOLE)
-    before = index.stats()
+    once = index.stats()
     index.apply(source, WHOLE)
-    assert index.stats().bytes == before.bytes
-    assert index.stats().placements == 2 * before.placements
+    twice = index.stats()
+    index.apply(source, WHOLE)
+    assert index.stats().placements == 3 * once.placements
+    assert 0 < twice.bytes - once.bytes < once.bytes
+    assert index.stats().bytes == twice.bytes
+    for _ in range(2):
+        index.apply(source, batch(removed(HASHES)))
+    assert index.stats() == once
+
+
+def test_hashes_of_equal_meaning_take_a_note_and_give_it_back(new_index: NewIndex) -> None:
+    index = new_index()
+    source = index.add_source("m")
+    index.apply(source, batch(stored([1], PROMPT[:4])))
+    one = index.stats().bytes
+    index.apply(source, batch(stored([2], PROMPT[:4])))
+    two = index.stats().bytes
+    index.apply(source, batch(stored([3], PROMPT[:4])))
+    three = index.stats().bytes
+    assert 0 < three - two < two - one
+    index.apply(source, batch(removed([3, 2])))
+    assert index.stats().bytes == one
+    index.clear_source(source)
+    assert index.stats().bytes == 0
 
 
 @pytest.mark.parametrize("how", ["clear", "remove", "event"])
