@@ -12,6 +12,7 @@ reach it, and a browser on an operator's machine can, on behalf of any site that
 """
 
 import ipaddress
+import re
 from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ REPLY_HEADERS: Final[Mapping[str, str]] = {
     "X-Frame-Options": "DENY",
 }
 
+_HOST: Final = re.compile(r"(\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:[0-9]+)?")
 _OWN_SITES: Final = frozenset(("same-origin", "none"))
 _WITH_A_BODY: Final = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 
@@ -73,12 +75,13 @@ def _refusal(request: web.Request, allowed: Collection[str]) -> web.Response | N
 
 
 def _known_host(host: str, allowed: Collection[str]) -> bool:
+    parts = _HOST.fullmatch(host.lower())
+    if parts is None:
+        return False
+    name = parts["ipv6"] or parts["name"]
+    if name in allowed:
+        return True
     try:
-        name = urlsplit(f"//{host}").hostname
-        if name is None:
-            return False
-        if name in allowed:
-            return True
         ipaddress.ip_address(name)
     except ValueError:
         return False

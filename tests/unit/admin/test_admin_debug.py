@@ -178,7 +178,18 @@ async def test_it_may_be_asked_by_an_address_by_localhost_or_by_a_listed_name(
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8081", "localhost.evil.example", "127.0.0.1.evil.example", "[x"],
+    [
+        "evil.example",
+        "evil.example:8081",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example@127.0.0.1",
+        "localhost:80@evil.example",
+        "localhost/evil.example",
+        "[x",
+        "[::1]evil.example",
+        "processor.evil.example",
+    ],
 )
 async def test_a_foreign_name_that_resolves_here_is_refused(
     http: aiohttp.ClientSession, world: World, host: str

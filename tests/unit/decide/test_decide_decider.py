@@ -24,6 +24,7 @@ from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.types import Load
 from aibrix_extproc.routing.words import match_bucket
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool
@@ -471,6 +472,20 @@ async def test_in_shadow_mode_it_is_decided_as_ever_and_counted_by_the_pod() -> 
         rig.shadow = False
         assert not (await rig.pick(completion("x"), headers=LEAST)).shadow
         assert rig.value("aibrix_extproc_shadow_picks_total", pod="default/a") == 2
+
+
+async def test_who_serves_in_shadow_mode_says_nothing_of_the_pick_and_moves_no_load() -> None:
+    async with running([plain_pod("a"), plain_pod("bb")]) as rig:
+        rig.shadow = True
+        pick = await rig.pick(completion("x"), headers=LEAST)
+        chosen = pick.decision.chosen.candidate
+        other = next(pod for pod in rig.registry.pods() if pod.key != chosen.pod.key)
+        ticket: Any = pick.ticket
+        rig.decider.prefill_done(ticket, other.address, True)
+        assert rig.value("aibrix_extproc_picks_total", result="other") == 0
+        assert rig.ledger.loads(0.0)[chosen.source].decoding == 1
+        rig.decider.release(ticket)
+        assert rig.ledger.loads(0.0).get(chosen.source, Load()).requests == 0
 
 
 # -- what is remembered -----------------------------------------------------------------------
