@@ -36,7 +36,9 @@ class EventSettings(SettingsGroup):
         5558, "AIBRIX_KV_REPLAY_PORT", "Replay port of a pod that names none; rank r adds r."
     )
     kv_subscriber_threads: Annotated[int, Field(ge=1, le=16)] = var(
-        2, "AIBRIX_KV_SUBSCRIBER_THREADS", "Threads that read all event streams."
+        1,
+        "AIBRIX_KV_SUBSCRIBER_THREADS",
+        "Threads that read all event streams. More take more cores from requests in a burst.",
     )
     kv_index_backend: IndexBackend = var(
         IndexBackend.AUTO,

@@ -30,6 +30,7 @@ from aibrix_extproc.kvevents.sockets import (
     link_options,
     new_context,
 )
+from aibrix_extproc.kvevents.yielding import give_way
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
@@ -117,6 +118,7 @@ class Reader(threading.Thread):
     # -- the thread ---------------------------------------------------------------------------
 
     def run(self) -> None:
+        give_way()
         next_tick = time.monotonic()
         try:
             while not self._closing:
