@@ -15,6 +15,8 @@ from aibrix_extproc.kvevents.waiting import Waiting
 
 _ASK_ANEW_S: Final = 1.0
 """A publishing engine answers within 0.1 s: vLLM serves replays between two publishes."""
+_ANSWER_S: Final = 0.4
+"""So long even the last question may take."""
 _GIVE_UP_S: Final = 2.2
 """So long a live batch waits for an answer, and what may be wrong is still believed."""
 _UNASKABLE_EXACT_S: Final = 2.0
@@ -103,9 +105,10 @@ class Patience:
         waits_s = now - waiting.since
         if question.heard_at is None:
             return Due.DOUBT if waits_s >= _GIVE_UP_S else None
-        if now - question.heard_at < _ASK_ANEW_S or waits_s < _ASK_ANEW_S:
-            return None
-        return Due.GIVE_UP if waits_s >= _GIVE_UP_S and not question.answered else Due.ASK_ANEW
+        silent_s = now - question.heard_at
+        if waits_s >= _GIVE_UP_S and silent_s >= _ANSWER_S and not question.answered:
+            return Due.GIVE_UP
+        return Due.ASK_ANEW if min(silent_s, waits_s) >= _ASK_ANEW_S else None
 
     def _ask(self, belief: Belief, contact: Contact, asking: Asking, now: float) -> Due | None:
         if asking.check_wanted is not None:

@@ -12,7 +12,7 @@ the effects that come back, in order. An `Apply` is always the last of them: its
 | SYNCING | a live number further on | same | it waits, in order, bounded in bytes |
 | SYNCING | the replay ended, or live batches join what was applied | EXACT, PARTIAL | |
 | SYNCING | a live batch waits 1 s for an answer | same | ask again, on a new connection |
-| SYNCING | it waits 2.2 s | PARTIAL | what is unproven or behind a hole is cleared; older wanted |
+| SYNCING | it waits 2.2 s, 2.7 at most | PARTIAL | clear what is unproven; older wanted |
 | SYNCING | more bytes wait than allowed | LOST | clear; ask again after 1 s, then 2 |
 | SYNCING | … for the third time in a row | PARTIAL | no replay; older batches are wanted |
 | EXACT, PARTIAL | a live number further on (gap) | SYNCING | ask from the last number applied |
