@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from aibrix_extproc.errors import BodyModeUnsupported, RequestError, SettingsError, TooManyStreams
 from aibrix_extproc.extproc.decides import Decides, Outcome, Passed, RouteRequest
@@ -186,7 +187,7 @@ class Processor:
         stream = one.stream
         while not (self._draining and stream.may_end):
             one.reading = True
-            message = await context.read()
+            message = await self._read(context)
             one.reading = False
             if message is grpc.aio.EOF:
                 if not stream.may_end:
@@ -199,6 +200,16 @@ class Processor:
                 request = await self._send(effects, context)
                 effects = await self._decide(stream, kind, request) if request else []
             one.answered_at_s = time.monotonic()
+
+    async def _read(self, context: Any) -> Any:
+        """The next message, or EOF. Bytes that are no message end the stream with an error."""
+        try:
+            return await context.read()
+        except DecodeError:
+            self._states.changed("messages on this port", "unreadable", "is it Envoy that calls?")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a message that is no ProcessingRequest"
+            )
 
     async def _send(self, effects: list[Effect], context: Any) -> RouteRequest | None:
         """Carry out effects in order; returns what must be decided, if anything."""

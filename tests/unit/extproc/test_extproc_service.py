@@ -10,7 +10,7 @@ import pytest
 from aibrix_extproc.errors import ModelNotFound, SettingsError
 from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
 from aibrix_extproc.extproc.effects import Effect
-from aibrix_extproc.extproc.service import Processor, listen, make_server
+from aibrix_extproc.extproc.service import SERVICE, Processor, listen, make_server
 from aibrix_extproc.extproc.stream import Stream
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from aibrix_extproc.settings import Settings
@@ -324,3 +324,22 @@ async def test_why_requests_pass_on_without_a_pick_is_told_once(
             await buffered(r.open())
         assert r.count(PASSED, reason="pods_not_listed") == 3
     assert caplog.text.count("pass on without a pick (pods_not_listed)") == 1
+
+
+async def test_a_message_that_is_no_protobuf_ends_its_stream_with_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig() as r:
+        for _ in range(2):
+            call = r.channel.stream_stream(
+                f"/{SERVICE}/Process", response_deserializer=pb.ProcessingResponse.FromString
+            )()
+            await call.write(request_headers().SerializeToString())
+            await call.write(b"\x0a\xff\xff")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await all_replies(call)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await eventually_async(lambda: r.count("aibrix_extproc_streams") == 0)
+        assert r.count(REQUESTS, outcome="left") == 2
+        assert caplog.text.count("unreadable") == 1
+        assert "Traceback" not in caplog.text
