@@ -212,16 +212,25 @@ class Processor:
             )
 
     async def _send(self, effects: list[Effect], context: Any) -> RouteRequest | None:
-        """Carry out effects in order; returns what must be decided, if anything."""
-        for effect in effects:
-            if isinstance(effect, Reply):
-                await context.write(effect.response)
-            elif isinstance(effect, Decide):
-                return effect.request
-            elif isinstance(effect, Abort):
-                await context.abort(grpc.StatusCode[effect.code], effect.message)
-            else:
-                self._carry_out(effect)
+        """Carry out effects in order; returns what must be decided, if anything.
+
+        Envoy may leave at any reply: what is to be booked after it is booked all the same.
+        """
+        left = iter(effects)
+        try:
+            for effect in left:
+                if isinstance(effect, Reply):
+                    await context.write(effect.response)
+                elif isinstance(effect, Decide):
+                    return effect.request
+                elif isinstance(effect, Abort):
+                    await context.abort(grpc.StatusCode[effect.code], effect.message)
+                else:
+                    self._carry_out(effect)
+        finally:
+            for effect in left:
+                if not isinstance(effect, Reply | Decide | Abort):
+                    self._carry_out(effect)
         return None
 
     async def _decide(

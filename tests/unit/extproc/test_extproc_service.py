@@ -9,7 +9,7 @@ import pytest
 
 from aibrix_extproc.errors import ModelNotFound, SettingsError
 from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
-from aibrix_extproc.extproc.effects import Effect
+from aibrix_extproc.extproc.effects import Effect, Reply
 from aibrix_extproc.extproc.service import SERVICE, Processor, listen, make_server
 from aibrix_extproc.extproc.stream import Stream
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
@@ -216,6 +216,31 @@ async def test_a_broken_stream_in_duplex_ends_with_an_error_never_well() -> None
         await call.write(request_headers(mode=DUPLEX))
         await call.write(request_body(b"{}"))
         assert await call.code() is grpc.StatusCode.INTERNAL
+
+
+class _LargeReplies(Stream):
+    """Its first reply of an answer is more than a client takes that does not read."""
+
+    def receive(self, message: pb.ProcessingRequest) -> list[Effect]:
+        effects = super().receive(message)
+        if message.HasField("response_headers"):
+            body = pb.ImmediateResponse(body=b"x" * (8 << 20))
+            effects.insert(0, Reply(pb.ProcessingResponse(immediate_response=body)))
+        return effects
+
+
+async def test_a_client_that_leaves_at_a_reply_leaves_no_reservation() -> None:
+    async with rig() as r:
+        r.service._make_stream = _LargeReplies
+        call = r.open()
+        await buffered(call)
+        await call.write(response_headers(end=True))
+        (one,) = r.service._open
+        await eventually_async(lambda: one.stream._ticket is None)
+        assert r.decider.released == []
+        call.cancel()
+        await eventually_async(lambda: r.service.open_streams == 0)
+        assert r.decider.released == ["ticket"]
 
 
 async def test_an_early_end_in_duplex_is_answered_with_an_error() -> None:
