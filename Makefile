@@ -11,10 +11,11 @@ ENVOY := $(ENVOY_VENV)/bin/envoy
 
 CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.rs')
 CARGO := $(shell command -v cargo)
-FUZZ_SECONDS ?= 600
+FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
-.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos bench \
+.PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
+	acceptance bench \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -64,9 +65,14 @@ else
 	cargo test --quiet --locked --manifest-path core/Cargo.toml
 endif
 
-# `core-check` runs the same for a moment.
-fuzz: $(READY)
-	AIBRIX_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --manifest-path core/Cargo.toml --test hostile -- --nocapture
+# Hostile bytes, bodies and sequences without end, or for FUZZ_SECONDS: the first failure ends it and
+# names its seed. `make test` runs the same for a moment.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# What takes real minutes: ten times the damage of `make test`.
+acceptance: setup
+	AIBRIX_TEST_SCALE=10 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m hostile tests/unit
 
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)
