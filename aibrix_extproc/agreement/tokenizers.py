@@ -130,8 +130,10 @@ class Tokenizers:
             await asyncio.gather(*(self._ask(who) for who in due))
             if self._due and not self._wake.is_set():
                 pause_s = max(0.05, min(self._due.values()) - clock())
+                # Not wait_for: in Python 3.11 that loses a cancellation which meets the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
             elif not self._due:
                 await self._wake.wait()
 

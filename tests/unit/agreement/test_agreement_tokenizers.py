@@ -1,5 +1,6 @@
 """Pods whose tokens differ are named; remembered tokens go when an engine is another one."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
@@ -153,3 +154,13 @@ async def test_a_pod_that_does_not_answer_is_asked_again(monkeypatch: Any) -> No
         await eventually_async(
             lambda: rig.engines.value("aibrix_extproc_agreement_errors_total", **reason) >= 2
         )
+
+
+async def test_it_can_be_closed_in_the_moment_in_which_a_pod_comes() -> None:
+    async with watched(ONE) as rig:
+        await rig.known(1)
+        rig.tokenizers.restarted("d/p0")
+        closing = asyncio.create_task(rig.tokenizers.close())
+        done, _ = await asyncio.wait([closing], timeout=2.0)
+        closing.cancel()
+        assert done
