@@ -11,11 +11,12 @@ ENVOY := $(ENVOY_VENV)/bin/envoy
 
 CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.rs')
 CARGO := $(shell command -v cargo)
+SOAK_SECONDS ?= 600
 FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance bench \
+	acceptance soak bench bench-restart \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -70,9 +71,14 @@ endif
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# What takes real minutes: ten times the damage of `make test`.
+# What takes real minutes: ten times the damage of `make test`, and what measures memory.
 acceptance: setup
 	AIBRIX_TEST_SCALE=10 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m hostile tests/unit
+	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m pytest -m acceptance tests/acceptance
+
+# Minutes of churn against the whole server, whose memory must stay.
+soak: setup
+	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
 
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)
@@ -90,6 +96,9 @@ bench-request-path: setup
 
 bench-conversations: $(READY)
 	$(BIN)/python -m benchmarks.conversations $(BENCH)
+
+bench-restart: $(READY)
+	$(BIN)/python -m benchmarks.restart $(BENCH)
 
 bench-tokenizer-client: $(READY)
 	$(BIN)/python -m benchmarks.tokenizer_client $(BENCH)
