@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from aibrix_extproc import collector
+from aibrix_extproc import collector, logs
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.decision_pages import DecisionPages
@@ -70,11 +70,12 @@ class App:
         """Build every part; nothing is opened yet. `from_peer`: URL of a running replica's debug
         port, whose index is taken over. Raises SettingsError."""
         self.settings = settings
-        self.metrics = Metrics()
-        self.registry = Registry(self.metrics)
+        self.metrics = Metrics(max_model_labels=settings.max_model_labels)
+        logs.throttle.on_dropped = self.metrics.log_lines_dropped.inc
+        self.registry = Registry(self.metrics, settings.max_sources, settings.max_models)
         self.index_backend, self.index = self._open_index()
         self.predictions = Predictions(settings.prediction_max_blocks)
-        self.ledger = Ledger(settings.reservation_limit_s)
+        self.ledger = Ledger(settings.reservation_limit_s, settings.max_reservations)
         self.manager = SourceManager(
             self.index,
             settings,
@@ -126,6 +127,7 @@ class App:
         self.registry.subscribe(self.manager.on_pod)
         self.registry.subscribe(self.levers.on_pod)
         self.registry.subscribe(self._show_indexer)
+        self.registry.subscribe(self._forget_series)
         self._ready_by = time.monotonic() + settings.ready_grace_s
         self._synced = False
         self._draining = False
@@ -285,6 +287,11 @@ class App:
         while not self._draining:
             await self.health.set_serving(all(self.readiness().values()))
             await asyncio.sleep(_READINESS_POLL_S)
+
+    def _forget_series(self, before: Pod | None, after: Pod | None) -> None:
+        """A pod that is gone leaves the metrics."""
+        if before is not None and after is None:
+            self.metrics.forget_pod(before.key)
 
     def _show_indexer(self, before: Pod | None, after: Pod | None) -> None:
         """Keep `indexer_status` in step with the models that have pods."""

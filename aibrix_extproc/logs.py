@@ -19,6 +19,11 @@ AUDIT: Final = "aibrix_extproc.levers"
 """The logger of what operators change while the process runs."""
 
 
+LINES_PER_PLACE: Final = 100
+LINES_PER_S: Final = 10.0
+_MAX_PLACES: Final = 10_000
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -39,6 +44,7 @@ def configure(level: str, log_format: LogFormat) -> None:
         handler.setFormatter(_JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.addFilter(throttle)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # What an operator did is told at every level.
     logging.getLogger(AUDIT).setLevel(logging.INFO)
@@ -49,6 +55,61 @@ def configure(level: str, log_format: LogFormat) -> None:
 def set_level(level: str) -> None:
     """Change the least severe line that is written, until the process ends."""
     logging.getLogger().setLevel(level)
+
+
+class Throttle(logging.Filter):
+    """Lets each place in the code write `burst` lines in `per_s` seconds of one thing (the line's
+    first argument: a source, a pod, an endpoint); the rest are counted.
+
+    Most troubles are told by StateLog, once. This is for what a hostile engine or client could make
+    a place say again and again. The next line that is written tells how many were left out.
+    """
+
+    def __init__(self, burst: int = LINES_PER_PLACE, per_s: float = LINES_PER_S) -> None:
+        super().__init__()
+        self._burst = burst
+        self._per_s = per_s
+        self._places: OrderedDict[Hashable, _Place] = OrderedDict()
+        self._guard = threading.Lock()
+        self.on_dropped: Callable[[], None] = lambda: None
+        """Called for each line that is left out, from any thread."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written. What operators asked for (INFO, the audit) always is."""
+        if record.levelno < logging.WARNING or record.name == AUDIT:
+            return True
+        with self._guard:
+            place = self._places.setdefault(_what(record), _Place())
+            if len(self._places) > _MAX_PLACES:
+                self._places.popitem(last=False)
+            if record.created - place.since >= self._per_s:
+                left_out, place.left_out = place.left_out, 0
+                place.since, place.written = record.created, 0
+                if left_out:
+                    record.msg = f"{record.getMessage()} (and {left_out} more like this before)"
+                    record.args = ()
+            place.written += 1
+            if place.written <= self._burst:
+                return True
+            place.left_out += 1
+        self.on_dropped()
+        return False
+
+
+def _what(record: logging.LogRecord) -> Hashable:
+    first = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+    return (record.pathname, record.lineno, str(first)[:200])
+
+
+class _Place:
+    __slots__ = ("left_out", "since", "written")
+
+    def __init__(self) -> None:
+        self.since, self.written, self.left_out = 0.0, 0, 0
+
+
+throttle = Throttle()
+"""That of this process's log."""
 
 
 _MAX_SPELLS: Final = 4096

@@ -5,11 +5,13 @@ closed lists or from known pods and models, so that no client can add a series. 
 needs no socket does not see this module: it returns what happened, and its caller counts.
 """
 
-from typing import Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
 
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
@@ -17,8 +19,8 @@ Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 
 class Children(Generic[Labelled]):
     """The children of a metric, each looked up once: `labels` takes a lock and checks its
-    arguments (1 µs; this 0.1 µs), and a request counts a dozen. Only for metrics of which no
-    child is ever removed."""
+    arguments (1 µs; this 0.1 µs), and a request counts a dozen. Made by `Metrics.children`, so
+    that they are looked up anew when the series of a model have gone."""
 
     def __init__(self, metric: Labelled) -> None:
         self._metric = metric
@@ -31,12 +33,23 @@ class Children(Generic[Labelled]):
             child = self._known[labels] = self._metric.labels(*labels)
         return child
 
+    def forget(self) -> None:
+        """Look them up anew from now on."""
+        self._known.clear()
+
 
 class Metrics(AgreementMetrics):
     """The metrics, each an attribute. A fresh registry each, so that tests do not share."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry | None = None,
+        max_model_labels: int = model_labels.DEFAULT_MAX,
+    ) -> None:
         self.registry = registry or CollectorRegistry()
+        self.models = model_labels.ModelLabels(max_model_labels)
+        """The values of the label `model`."""
+        self._children: list[Children[Any]] = []
         self._decisions()
         self._requests()
         self._tokenizer()
@@ -46,6 +59,33 @@ class Metrics(AgreementMetrics):
         self._snapshots()
         self._discovery()
         self._agreement()
+        self.models.cover(self._of_models(), self._forget_children)
+
+    def children(self, metric: Labelled) -> Children[Labelled]:
+        """The children of one of these metrics, to be kept."""
+        made = Children(metric)
+        self._children.append(made)
+        return made
+
+    def forget_pod(self, key: str) -> None:
+        """Take the series of a pod that is gone out of what decisions count.
+
+        Those of event sync are removed by the feed of each source.
+        """
+        for metric in (self.shadow_picks, self.promises):
+            metric.remove_by_labels({"pod": key})
+
+    def _forget_children(self) -> None:
+        for made in self._children:
+            made.forget()
+
+    def _of_models(self) -> Iterator[MetricWrapperBase]:
+        """What is counted by model. The other two follow the pods: who sets them removes them."""
+        for metric in vars(self).values():
+            if metric in (self.pods, self.indexer_status):
+                continue
+            if isinstance(metric, MetricWrapperBase) and "model" in metric._labelnames:
+                yield metric
 
     def _decisions(self) -> None:
         """AIBrix's names, kept so that its dashboards go on."""
@@ -131,6 +171,14 @@ class Metrics(AgreementMetrics):
             "aibrix_extproc_reservations_expired_total",
             "Requests that left the ledger of load by time, their end not seen.",
         )
+        self.reservations_dropped = self._counter(
+            "aibrix_extproc_reservations_dropped_total",
+            "Requests that left the ledger of load early, because too many are in it.",
+        )
+        self.prompts_cut = self._counter(
+            "aibrix_extproc_prompts_cut_total",
+            "Prompts of which only the leading tokens were matched, because they are longer.",
+        )
         self.predictions_evicted = self._counter(
             "aibrix_extproc_predictions_evicted_total",
             "Predicted blocks dropped before their time, because too many are held.",
@@ -148,6 +196,10 @@ class Metrics(AgreementMetrics):
             "aibrix_extproc_faults_total",
             "Faults of this server itself that it survived, by where they happened.",
             "where",
+        )
+        self.log_lines_dropped = self._counter(
+            "aibrix_extproc_log_lines_dropped_total",
+            "Log lines left out, because one place in the code wrote too many.",
         )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.setting_agreement import AgreementSettings
+from aibrix_extproc.setting_bounds import BoundSettings
 from aibrix_extproc.setting_events import EventSettings, IndexBackend
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_snapshot import SnapshotSettings
@@ -115,6 +116,7 @@ class _AibrixSettings(SettingsGroup):
 
 class Settings(
     SnapshotSettings,
+    BoundSettings,
     EventSettings,
     AgreementSettings,
     TlsSettings,

@@ -307,14 +307,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(b"")
             return
         self.kube.opened(self.connection)
+        # One that ends well leaves its connection open: a client would else send its next request
+        # just as it is closed.
+        self.close_connection = True
         try:
             self._stream(
                 self.kube.position_of(int(query["resourceVersion"])),
                 time.monotonic() + int(query["timeoutSeconds"]),
             )
+            self.close_connection = self.kube.stopping or not self.kube.chunked
         finally:
             self.kube.closed(self.connection)
-            self.close_connection = True
 
     def _stream(self, position: int, until: float) -> None:
         while (news := self.kube.next_events(position, until)) is not None:

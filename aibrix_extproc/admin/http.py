@@ -4,9 +4,11 @@ Owns no route: each port brings its own. Errors of a request are shaped by `extp
 they are towards Envoy.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -19,7 +21,12 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+MAX_CONNECTIONS: Final = 256
+"""Of one port. At the limit the oldest is closed for a new one, so that who holds connections open
+cannot keep a probe away."""
+
 _SHUTDOWN_S: Final = 1.0
+_BACKLOG: Final = 128
 
 
 class HttpPort:
@@ -31,6 +38,7 @@ class HttpPort:
         self._address = address
         self._application = application
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address cannot be used."""
@@ -40,7 +48,9 @@ class HttpPort:
         await runner.setup()
         host, _, port = self._address.rpartition(":")
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                partial(_accepted, runner), host.strip("[]"), int(port), backlog=_BACKLOG
+            )
         except OSError as error:
             await runner.cleanup()
             raise SettingsError(
@@ -51,15 +61,28 @@ class HttpPort:
     async def close(self) -> None:
         """Stop listening; requests under way get a second. Harmless when called again."""
         runner, self._runner = self._runner, None
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
         if runner is not None:
             await runner.cleanup()
 
     @property
     def port(self) -> int:
         """The port that is listened on, also where the address says 0. RuntimeError before."""
-        if self._runner is None or not self._runner.addresses:
+        if self._listener is None:
             raise RuntimeError(f"the port of {self._variable} is not open")
-        return int(self._runner.addresses[0][1])
+        return int(self._listener.sockets[0].getsockname()[1])
+
+
+def _accepted(runner: web.AppRunner) -> asyncio.Protocol:
+    """The protocol of a new connection, with room made for it."""
+    server = runner.server
+    assert server is not None  # noqa: S101 - the port is open
+    connections = server.connections
+    for oldest in connections[: max(0, len(connections) + 1 - MAX_CONNECTIONS)]:
+        oldest.force_close()
+    return server()
 
 
 @web.middleware

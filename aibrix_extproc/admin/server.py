@@ -84,6 +84,7 @@ class AdminServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """In a thread: a large page must not hold up decisions. One at a time."""
+        self._registry.model_names()  # so that the series of models that went are gone
         async with self._scraping:
             text = await asyncio.to_thread(self._scrape.text)
         return web.Response(body=text, headers={"content-type": CONTENT_TYPE})

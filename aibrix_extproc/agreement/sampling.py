@@ -64,12 +64,13 @@ class Sampling:
         is_other = trip.served in (Served.OTHER, Served.STRANGER)
         sample = compare(predicted, found, trip.served_by, is_other_pod=is_other)
         self._samples.add(sample)
-        self._metrics.usage_samples.labels(trip.name, sample.result).inc()
+        model = self._metrics.models.of(trip.name)
+        self._metrics.usage_samples.labels(model, sample.result).inc()
         difference = sample.difference_tokens
         if difference is not None and sample.usage is not None:
-            self._metrics.prediction_error.labels(trip.name).observe(difference)
-            self._metrics.sampled_predicted.labels(trip.name).inc(trip.matched_tokens)
-            self._metrics.sampled_cached.labels(trip.name).inc(sample.usage.cached_tokens)
+            self._metrics.prediction_error.labels(model).observe(difference)
+            self._metrics.sampled_predicted.labels(model).inc(trip.matched_tokens)
+            self._metrics.sampled_cached.labels(model).inc(sample.usage.cached_tokens)
         self._tell(trip, sample.result)
 
     def forget_pod(self, pod: str) -> None:

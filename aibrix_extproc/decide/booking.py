@@ -16,7 +16,7 @@ from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.logs import Spells
-from aibrix_extproc.metrics import Children, Metrics
+from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger, Ticket
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Candidate, Decision
@@ -52,12 +52,12 @@ class Booking:
         self._shadow = shadow
         self._spells = Spells(logging.getLogger(__name__))
         self._sync = "true" if settings.kv_event_sync else "false"
-        self._bases = Children(metrics.decision_basis)
-        self._decisions = Children(metrics.routing_decisions)
-        self._selections = Children(metrics.routing_selection)
-        self._latencies = Children(metrics.routing_latency)
-        self._prompt_tokens = Children(metrics.prompt_tokens)
-        self._matched_tokens = Children(metrics.matched_tokens)
+        self._bases = metrics.children(metrics.decision_basis)
+        self._decisions = metrics.children(metrics.routing_decisions)
+        self._selections = metrics.children(metrics.routing_selection)
+        self._latencies = metrics.children(metrics.routing_latency)
+        self._prompt_tokens = metrics.children(metrics.prompt_tokens)
+        self._matched_tokens = metrics.children(metrics.matched_tokens)
 
     def commit(
         self,
@@ -82,6 +82,7 @@ class Booking:
             promised = Promised(keys, start, ttl_s, now + ttl_s)
         held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
         owed = max(0, view.context.prompt_tokens - held)
+        self._metrics.reservations_dropped.inc(self._ledger.make_room())
         ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request))
         trip = self._trip(ticket, plan, tokens, view, decision, request, promised)
         trip.shadow = self._shadow()
@@ -141,6 +142,8 @@ class Booking:
             level = logging.INFO if tokens.fallback == "tokenizer_off" else logging.WARNING
             thing = f"requests are routed without their tokens ({tokens.fallback})"
             self._spells.seen(thing, level=level)
+        if tokens.ids is not None and len(tokens.ids) > self._settings.max_prompt_tokens:
+            self._metrics.prompts_cut.inc()
         if plan.parsed.report_mode:
             self._metrics.report_mode.inc()
             self._spells.seen(
@@ -149,7 +152,7 @@ class Booking:
             )
         if not self._settings.decision_metrics:
             return
-        model, sync = plan.served.name, self._sync
+        model, sync = self._metrics.models.of(plan.served.name), self._sync
         matched, length = decision.chosen.reusable_tokens, view.context.prompt_tokens
         self._decisions.of(model, match_bucket(matched, length), sync).inc()
         self._selections.of(model, selection_of(decision), sync, decision.strategy).inc()
@@ -171,8 +174,9 @@ class Booking:
         def learned(tokens: Tokens) -> None:
             self._promise(plan, chosen.candidate, tokens.ids)
             if self._settings.decision_metrics:
-                self._prompt_tokens.of(name).inc(len(tokens.ids))
-                self._matched_tokens.of(name).inc(chosen.reusable_tokens)
+                model = self._metrics.models.of(name)
+                self._prompt_tokens.of(model).inc(len(tokens.ids))
+                self._matched_tokens.of(model).inc(chosen.reusable_tokens)
 
         return learned
 
@@ -186,7 +190,10 @@ class Booking:
         source = candidate.source
         size = self._index.block_size(source) or DEFAULT_BLOCK_SIZE
         keys = self._index.block_keys(
-            ids, size, lora=plan.served.adapter, cache_salt=plan.parsed.cache_salt
+            ids[: self._settings.max_prompt_tokens],
+            size,
+            lora=plan.served.adapter,
+            cache_salt=plan.parsed.cache_salt,
         )
         self._predict(source, keys, self._clock())
 

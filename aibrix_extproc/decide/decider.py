@@ -62,7 +62,9 @@ class Decider:
         """The last decisions."""
         self._log = SampledLog(settings.decision_log_share, rng or Random())
         self._planner = Planner(settings, registry, manager, rng or Random())
-        self._viewer = Viewer(metrics, manager, index, ledger, predictions)
+        self._viewer = Viewer(
+            metrics, manager, index, ledger, predictions, settings.max_prompt_tokens
+        )
         self.agreement = agreement or Agreement(
             settings, metrics, registry, manager, index, ledger, predictions, clock
         )

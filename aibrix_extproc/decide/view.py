@@ -62,7 +62,10 @@ class Viewer:
         index: PrefixIndex,
         ledger: Ledger,
         predictions: Predictions,
+        max_tokens: int,
     ) -> None:
+        """`max_tokens`: leading tokens of a prompt that are matched."""
+        self._max_tokens = max_tokens
         self._metrics = metrics
         self._manager = manager
         self._index = index
@@ -85,14 +88,14 @@ class Viewer:
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
             return View(RouteContext(length, False, plan.candidates, {}, loads))
-        ids = tokens.ids
+        length = len(tokens.ids)
+        ids = tokens.ids if length <= self._max_tokens else tokens.ids[: self._max_tokens]
         adapter, salt = plan.served.adapter, plan.parsed.cache_salt
         depths = self._depths(plan, ids)
         block_sizes: dict[int, int] = {}
         keys: dict[int, array[int]] = {}
         reusable: dict[int, int] = {}
         block_size_of, predicted = self._index.block_size, self._predictions.depth
-        length = len(ids)
         for candidate in plan.candidates:
             source = candidate.source
             size = block_sizes[source] = block_size_of(source) or DEFAULT_BLOCK_SIZE

@@ -25,6 +25,8 @@ _VARIABLE: Final = "AIBRIX_EXTPROC_ENDPOINTS_FILE"
 _POLL_S: Final = 0.5
 _SETTLE_S: Final = 0.05
 _SETTLE_READS: Final = 20
+MAX_FILE_BYTES: Final = 4 * 1024 * 1024
+"""Some 20,000 pods. YAML is read at about 1 ms a pod, with the interpreter's lock held."""
 
 _Signature = tuple[int, ...]
 
@@ -110,13 +112,16 @@ class EndpointsFile:
         """
         for _ in range(_SETTLE_READS):
             seen = _signature(self._path)
-            content = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
             time.sleep(_SETTLE_S)
             if _signature(self._path) == seen:
                 break
         else:
             raise BadEndpoints("it is still being written")
         self._seen = seen
+        if len(content) > MAX_FILE_BYTES:
+            raise BadEndpoints(f"larger than {MAX_FILE_BYTES} bytes: list fewer pods in one file")
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:

@@ -4,6 +4,7 @@ Pure. `endpoints_file` reads the file and follows it; nothing here knows where t
 """
 
 import difflib
+import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,6 +15,10 @@ from pydantic_core import ErrorDetails
 
 from aibrix_extproc.discovery import ports
 from aibrix_extproc.discovery.pods import Pod, Rank
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 2
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Model = Annotated[str, Field(min_length=1, max_length=512)]
@@ -173,13 +178,18 @@ def _explain(error: ErrorDetails, document: Any) -> str:
     if kind == "missing":
         return f"{where}: missing, and it is required"
     if kind == "string_type":
-        return f"{where}: {given!r} is no text: write it in quotes"
+        return f"{where}: {_shown(given)} is no text: write it in quotes"
     message = error["msg"].removeprefix("Value error, ")
     if error["loc"][-2:] == ("kv_events", "bool"):
         message = "write true, false or {port: 5557, replay_port: 5657}"
     elif kind in {"model_type", "dict_type", "list_type"}:
         message = "write a list" if kind == "list_type" else "write a mapping"
-    return f"{where}: {message}" + (f" (it is {given!r})" if kind != "value_error" else "")
+    return f"{where}: {message}" + (f" (it is {_shown(given)})" if kind != "value_error" else "")
+
+
+def _shown(value: Any) -> str:
+    """What was written, in short: aliases make a small file hold any number of values."""
+    return _SHORT.repr(value)
 
 
 def _where(loc: tuple[int | str, ...], document: Any) -> str:
@@ -197,7 +207,8 @@ def _where(loc: tuple[int | str, ...], document: Any) -> str:
 
 def _entry_name(document: Any, position: int) -> str:
     try:
-        return f" ({document['pods'][position]['name']})"
+        name = document["pods"][position]["name"]
+        return f" ({name})" if isinstance(name, str) else ""
     except (KeyError, TypeError, IndexError):
         return ""
 

@@ -23,6 +23,7 @@ import msgspec
 import urllib3
 from kubernetes.client import ApiClient, ApiException, CoreV1Api
 
+from aibrix_extproc.discovery.kube_pages import TooLarge, check_count, read_page
 from aibrix_extproc.discovery.kube_pods import Meta, PodObject
 from aibrix_extproc.discovery.pods import MODEL_LABEL
 
@@ -58,8 +59,9 @@ USUAL: Final = Timing()
 class PodSink(Protocol):
     """What the loop tells, from its own thread."""
 
-    def listed(self, pods: list[PodObject]) -> None:
-        """A complete listing."""
+    def listed(self, pods: list[PodObject]) -> bool:
+        """A complete listing; False: it is not believed, ask again."""
+        ...
 
     def changed(self, pod: PodObject) -> None:
         """A pod was added or modified."""
@@ -83,9 +85,12 @@ REASONS: Final = (
     "kubernetes_status",
     "kubernetes_expired",
     "kubernetes_watch",
+    "kubernetes_empty",
+    "kubernetes_too_large",
 )
 """The closed list of `trouble`: no answer or a lost connection; 401 or 403; another status; 410
-(a new listing follows at once); a watch that ended at once or sent what is no event."""
+(a new listing follows at once); a watch that ended at once or sent what is no event; a listing
+without any pod, which is not believed yet; one past the bounds of `kube_pages`."""
 
 
 class _Trouble(Exception):
@@ -175,6 +180,8 @@ class PodWatch:
                 self._recover(trouble)
             except ApiException as error:
                 self._recover(_from_status(error))
+            except TooLarge as error:
+                self._recover(_Trouble("kubernetes_too_large", str(error)))
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 self._recover(_Trouble("kubernetes_connection", _short(error)))
 
@@ -225,23 +232,21 @@ class PodWatch:
                 pods.clear()
                 page = self._page()
             self._collect(page, pods)
-        if not self._stopped.is_set():
-            self._sink.listed(pods)
+        if not self._stopped.is_set() and not self._sink.listed(pods):
+            raise _Trouble("kubernetes_empty", "no pod is listed; those known stay for a while")
         return page.metadata.resource_version
 
     def _page(self, **params: Any) -> _List:
         times = self._timing
         response = self._request((times.connect_s, times.list_read_s), **params)
-        try:
-            body = response.data
-        finally:
-            response.release_conn()
+        body = read_page(response)
         try:
             return _list_decoder.decode(body)
         except _NotJson as error:
             raise _Trouble("kubernetes_status", f"the listing cannot be read: {error}") from None
 
     def _collect(self, page: _List, pods: list[PodObject]) -> None:
+        check_count(len(pods) + len(page.items or ()))
         for raw in page.items or ():
             try:
                 pods.append(_pod_decoder.decode(raw))

@@ -8,6 +8,7 @@ server is away the last known pods stay.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -52,6 +53,9 @@ class KubernetesPods:
         self._timing = timing
         self._states = StateLog(log)
         self._problems: dict[str, tuple[str, ...]] = {}
+        self._keys: set[str] = set()
+        self._empty_since: float | None = None
+        """When the listings without any pod began."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: PodWatch | None = None
         self._thread: threading.Thread | None = None
@@ -88,17 +92,33 @@ class KubernetesPods:
 
     # -- PodSink, in the watch's thread -------------------------------------------------------
 
-    def listed(self, pods: list[PodObject]) -> None:
-        """Post a complete listing."""
+    def listed(self, pods: list[PodObject]) -> bool:
+        """Post a complete listing.
+
+        One that suddenly has no pod is believed when it goes on for the grace: an API server that
+        lost its data, or its cache, must not take a whole fleet away.
+        """
+        if not pods and self._keys and not self._empty_for_long():
+            return False
+        self._empty_since = None
         here = {pod.key for pod in pods}
+        self._keys = here
         for key in self._problems.keys() - here:
             del self._problems[key]
         mapped = [pod for pod in map(self._map, pods) if pod is not None]
         self._post(self._registry.replace, mapped)
+        return True
+
+    def _empty_for_long(self) -> bool:
+        now = time.monotonic()
+        if self._empty_since is None:
+            self._empty_since = now
+        return now - self._empty_since >= self._settings.empty_listing_grace_s
 
     def changed(self, pod: PodObject) -> None:
         """Post one pod; a pod that is none (no IP yet, ended) is removed."""
         mapped = self._map(pod)
+        self._keys.add(pod.key)
         if mapped is None:
             self._post(self._registry.remove, pod.key)
         else:
@@ -107,6 +127,7 @@ class KubernetesPods:
     def deleted(self, pod: PodObject) -> None:
         """Post a removal."""
         self._problems.pop(pod.key, None)
+        self._keys.discard(pod.key)
         self._post(self._registry.remove, pod.key)
 
     def healthy(self) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from aibrix_extproc.discovery.pods import Pod, PodFacts, ServedModel
 from aibrix_extproc.discovery.ports import is_address
+from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ def _entry(declared: Pod, facts: PodFacts, ranks_written: bool, is_out: bool) ->
     return _Entry(declared, facts, ranks_written, pod)
 
 
+def _ranks_of(entry: _Entry | None) -> int:
+    return 0 if entry is None else len(entry.pod.ranks)
+
+
 def _pod(entry: _Entry | None) -> Pod | None:
     return None if entry is None else entry.pod
 
@@ -69,10 +74,19 @@ class Registry:
     """The pods. `replace`, `upsert` and `remove` are discovery's, `learn` is the probe's,
     `take_out` and `put_back` an operator's."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(
+        self, metrics: Metrics, max_sources: int = 10_000, max_names: int = 10_000
+    ) -> None:
+        """`max_sources`: ranks of all pods together; `max_names`: what clients may send."""
         self.listed = False
         """True after the first complete listing."""
         self._metrics = metrics
+        self._max_sources = max_sources
+        self._max_names = max_names
+        self._sources = 0
+        self._left_out: dict[str, tuple[Pod, bool]] = {}
+        """Pods for which there is no room now: at most as many as there is room for."""
+        self._states = StateLog(log)
         self._entries: dict[str, _Entry] = {}
         self._listeners: list[PodListener] = []
         self._pods: tuple[Pod, ...] | None = None
@@ -92,19 +106,25 @@ class Registry:
         rule over what the pod says of itself (it may be reached through a mapped port).
         """
         fresh = {pod.key: pod for pod in pods}
+        self._left_out.clear()
         changes = [self._put(key, None) for key in list(self._entries) if key not in fresh]
-        changes += [self._put(key, pod, key in ranks_written) for key, pod in fresh.items()]
+        # Those that are known keep their places.
+        order = sorted(fresh, key=lambda key: key not in self._entries)
+        changes += [self._put(key, fresh[key], key in ranks_written) for key in order]
         self.listed = True
         for before, after in changes:
             self._tell(before, after)
+        self._let_in()
 
     def upsert(self, pod: Pod) -> None:
         """Add a pod, or change it; what it said of itself stays unless its identity changes."""
         self._tell(*self._put(pod.key, pod))
+        self._let_in()
 
     def remove(self, key: str) -> None:
         """Remove a pod by `namespace/name`; an unknown key is no error."""
         self._tell(*self._put(key, None))
+        self._let_in()
 
     def learn(self, identity: tuple[str, str, str], facts: PodFacts) -> None:
         """Take what a pod said of itself; a field of None keeps what was known.
@@ -121,6 +141,9 @@ class Registry:
         )
         if merged != known:
             after = self._entry(entry.declared, merged, entry.ranks_written)
+            if not self._has_room(entry, after):
+                self._note_full()
+                return
             self._set(identity[0], entry, after)
             self._tell(entry.pod, after.pod)
 
@@ -202,6 +225,12 @@ class Registry:
             same = before is not None and before.declared.identity == declared.identity
             facts = before.facts if before is not None and same else _NO_FACTS
             after = self._entry(declared, facts, ranks_written)
+        self._left_out.pop(key, None)
+        if declared is not None and after is not None and not self._has_room(before, after):
+            if len(self._left_out) < self._max_sources:
+                self._left_out[key] = (declared, ranks_written)
+            self._note_full()
+            after = None
         if before != after:
             self._set(key, before, after)
         return (_pod(before), _pod(after))
@@ -233,10 +262,30 @@ class Registry:
         else:
             self._entries[key] = after
         self._pods = None
+        self._sources += _ranks_of(after) - _ranks_of(before)
         if before is None or after is None or before.naming != after.naming:
             self._served = None
         self._count(_pod(before), -1)
         self._count(_pod(after), +1)
+
+    def _has_room(self, before: _Entry | None, after: _Entry) -> bool:
+        more = _ranks_of(after) - _ranks_of(before)
+        return more <= 0 or self._sources + more <= self._max_sources
+
+    def _note_full(self) -> None:
+        self._metrics.discovery_errors.labels("too_many_sources").inc()
+        why = f"{self._max_sources} ranks are known; AIBRIX_EXTPROC_MAX_SOURCES"
+        self._states.changed("pods", "further ones are left out", why)
+
+    def _let_in(self) -> None:
+        """Take pods that were left out, the oldest first, as long as there is room."""
+        if not self._left_out:
+            self._states.changed("pods", "ok")
+            return
+        for key, (pod, ranks_written) in list(self._left_out.items()):
+            if not self._has_room(None, self._entry(pod, _NO_FACTS, ranks_written)):
+                return
+            self._tell(*self._put(key, pod, ranks_written))
 
     def _tell(self, before: Pod | None, after: Pod | None) -> None:
         if before == after:
@@ -283,10 +332,25 @@ class Registry:
         self._servers = dict(servers)
         self._served = {
             name: ServedModel(name, model, by_model[model])
-            for name, by_model in meanings.items()
+            for name, by_model in self._bounded(meanings)
             for model in (_winner(name, by_model),)
         }
+        self._metrics.models.serve(self._served.keys())
         return self._served
+
+    def _bounded(
+        self, meanings: Mapping[str, dict[str, str | None]]
+    ) -> Iterable[tuple[str, dict[str, str | None]]]:
+        """All names, or the first by sort order; labels' own names go before all others."""
+        excess = len(meanings) - self._max_names
+        if excess <= 0:
+            self._states.changed("names of models", "ok")
+            return meanings.items()
+        self._metrics.discovery_errors.labels("too_many_names").inc()
+        why = f"{self._max_names} are known; AIBRIX_EXTPROC_MAX_MODELS"
+        self._states.changed("names of models", "further ones are unknown", why)
+        order = sorted(meanings.items(), key=lambda item: (item[0] not in item[1], item[0]))
+        return order[: self._max_names]
 
     def _note_conflicts(self, meanings: Mapping[str, Collection[str]]) -> None:
         conflicts = {name: sorted(models) for name, models in meanings.items() if len(models) > 1}

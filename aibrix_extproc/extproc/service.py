@@ -31,7 +31,7 @@ from aibrix_extproc.extproc.messages import Picks
 from aibrix_extproc.extproc.stream import Stream
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from aibrix_extproc.logs import Spells, StateLog
-from aibrix_extproc.metrics import Children, Metrics
+from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -125,7 +125,7 @@ class Processor:
         self._kv_sync = str(settings.kv_event_sync).lower()
         self._states = StateLog(_log)
         self._spells = Spells(_log)
-        self._outcomes = Children(metrics.requests)
+        self._outcomes = metrics.children(metrics.requests)
         self._was_full = False
         """No body more could be held, when one was last tried."""
         self._was_crowded = False
@@ -292,7 +292,8 @@ class Processor:
             self._states.changed("bodies held at once", "over the limit" if full else "ok")
         error = settled.error
         if error is not None:
-            labels = (error.model_label, error.reason, self._kv_sync)
+            model = self._metrics.models.of(error.model_label)
+            labels = (model, error.reason, self._kv_sync)
             self._metrics.routing_errors.labels(*labels).inc()
             if isinstance(error, BodyModeUnsupported):
                 self._states.changed("Envoy's body mode", "unusable", error.message)

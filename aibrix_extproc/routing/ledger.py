@@ -44,9 +44,10 @@ class Ledger:
     number of times: nothing happens.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        """`limit_s`: a reservation not released leaves after this long."""
+    def __init__(self, limit_s: float, max_open: int = 100_000) -> None:
+        """`limit_s`: a reservation not released leaves after this long. `max_open`: of all."""
         self._limit_s = limit_s
+        self._max_open = max_open
         self._ids = itertools.count(1)
         self._loads: dict[int, Load] = {}
         self._view: Mapping[int, Load] = MappingProxyType(self._loads)
@@ -113,6 +114,16 @@ class Ledger:
         """
         left = 0
         while self._deadlines and self._deadlines[0][0] <= now:
+            ticket = heapq.heappop(self._deadlines)[2]
+            if ticket.state is not TicketState.GONE:
+                self._leave(ticket)
+                left += 1
+        return left
+
+    def make_room(self) -> int:
+        """Let go of those due to leave first until one more fits; how many, to be counted."""
+        left = 0
+        while self._open >= self._max_open and self._deadlines:
             ticket = heapq.heappop(self._deadlines)[2]
             if ticket.state is not TicketState.GONE:
                 self._leave(ticket)

@@ -223,3 +223,17 @@ def test_a_moved_request_leaves_with_its_new_source_and_by_its_time() -> None:
     ledger.move(second, 3)
     assert ledger.expire(LIMIT_S) == 1
     assert ledger.loads(LIMIT_S) == {}
+
+
+def test_past_its_bound_those_due_to_leave_first_go_early() -> None:
+    ledger = Ledger(limit_s=600, max_open=3)
+    for number in range(3):
+        assert ledger.make_room() == 0
+        ledger.reserve(1, 10, now=0.0, expected_s=100.0 - number)
+    assert ledger.make_room() == 1
+    late = ledger.reserve(2, 10, now=0.0)
+    assert len(ledger) == 3
+    assert ledger.loads(0.0)[1].requests == 2
+    assert ledger.expire(98.5) == 0  # the one due at 98 has gone already
+    ledger.release(late)
+    assert ledger.make_room() == 0
