@@ -1,0 +1,107 @@
+"""Whatever fails beside them, requests do not: a seeded sequence of faults under load.
+
+A run that failed is repeated by AIBRIX_TEST_SEED=… with the seed that it printed.
+"""
+
+import asyncio
+import os
+import random
+import statistics
+import time
+
+import pytest
+
+from tests.e2e.faults import play
+from tests.e2e.load import Excuse, Load
+from tests.e2e.site import BUFFERED, DUPLEX, Site, running_site
+
+BASIS = "aibrix_extproc_decision_basis_total"
+OUTCOMES = "aibrix_extproc_requests_total"
+RATE = 100.0
+"""Requests per second of the long run, on two cores."""
+
+
+def seed_of_run() -> int:
+    seed = int(os.environ.get("AIBRIX_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"AIBRIX_TEST_SEED={seed}", flush=True)
+    return seed
+
+
+def loads(site: Site, rng: random.Random, rates: dict[str, float]) -> list[Load]:
+    return [
+        Load(gate, site.envoys[gate].url, rate, random.Random(rng.random()), site.session)
+        for gate, rate in rates.items()
+    ]
+
+
+async def run_faults(
+    site: Site, seed: int, rates: dict[str, float], faults: int, hold_s: tuple[float, float]
+) -> list[Load]:
+    """Faults under load; every failure without an excuse fails the test."""
+    excuses: list[Excuse] = []
+    under_load = loads(site, site.rng, rates)
+    for load in under_load:
+        load.start()
+    try:
+        played = await play(site, seed, faults, hold_s, excuses)
+        await site.healed()
+    finally:
+        for load in under_load:
+            await load.stop()
+    for load in under_load:
+        bad, excused = load.failures(excuses)
+        print(f"{load.gate}: {len(load.sent)} sent, {len(excused)} excused", flush=True)
+        told = [f"{one.began:.2f} to {one.ended:.2f}: {one.trouble}" for one in bad[:10]]
+        assert not bad, f"seed {seed}: {len(bad)} of {len(load.sent)} failed: {told} in {played}"
+    return under_load
+
+
+async def assert_decisions_explain_themselves(site: Site) -> None:
+    """Each pick has one reason, and the share that was decided by load alone is exported."""
+    for server in range(len(site.servers)):
+        bases = await site.counted(server, BASIS, "basis")
+        outcomes = await site.counted(server, OUTCOMES, "outcome")
+        total = sum(bases.values())
+        print(f"processor {server}: {bases}, {outcomes}", flush=True)
+        assert total > 0
+        assert bases["prefix"] > 0
+        # A client, or Envoy, may leave between a decision and its reply.
+        assert 0 <= total - outcomes["picked"] <= outcomes.get("left", 0)
+
+
+async def test_no_request_fails_by_a_fault_beside_it() -> None:
+    seed = seed_of_run()
+    async with running_site(random.Random(seed)) as site:
+        rates = {BUFFERED: 25.0, DUPLEX: 5.0}
+        await run_faults(site, seed, rates, faults=5, hold_s=(0.2, 0.8))
+        await assert_decisions_explain_themselves(site)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+async def test_the_harness_can_do_twice_the_rate_and_nothing_fails_by_itself() -> None:
+    seed = seed_of_run()
+    async with running_site(random.Random(seed)) as site:
+        (load,) = loads(site, site.rng, {BUFFERED: 2 * RATE})
+        load.start()
+        began = time.monotonic()
+        await asyncio.sleep(30)
+        elapsed_s = time.monotonic() - began
+        done = sum(one.ended > 0 for one in load.sent)
+        await load.stop()
+        bad, _ = load.failures([])
+        late_s = statistics.quantiles(load.late_s, n=100)[98]
+        print(f"{done / elapsed_s:.1f} answered a second, p99 of lateness {late_s:.3f} s")
+        assert not bad, bad[:5]
+        assert done / elapsed_s >= 0.98 * 2 * RATE
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(1800)
+async def test_no_request_fails_by_any_fault_in_a_long_sequence_at_full_load() -> None:
+    seed = seed_of_run()
+    async with running_site(random.Random(seed)) as site:
+        rates = {BUFFERED: RATE, DUPLEX: 5.0}
+        under_load = await run_faults(site, seed, rates, faults=52, hold_s=(1.0, 7.0))
+        assert len(under_load[0].sent) > 10_000
+        await assert_decisions_explain_themselves(site)
