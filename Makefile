@@ -71,7 +71,8 @@ endif
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-# What takes real minutes: ten times the damage of `make test`, and what measures memory.
+# What takes real minutes: ten times the damage of `make test`, what measures memory, and
+# faults at full load (with the machine to itself; AIBRIX_TEST_SEED repeats a run).
 acceptance: setup
 	AIBRIX_TEST_SCALE=10 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m hostile tests/unit
 	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m pytest -m acceptance tests/acceptance

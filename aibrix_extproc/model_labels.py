@@ -39,7 +39,7 @@ class ModelLabels:
             return OTHER
         if len(self._used) >= self._max_values:
             why = f"{self._max_values} are exported; AIBRIX_EXTPROC_MAX_MODEL_LABELS"
-            self._states.changed("models in metrics", f"further ones count as {OTHER}", why)
+            self._states.changed("models in metrics", "further ones count as other in metrics", why)
             return OTHER
         self._used.add(name)
         return name
