@@ -67,8 +67,8 @@ class Relay:
             finally:
                 self._writers.discard(there)
                 there.transport.abort()
-        except OSError:
-            pass  # the engine is away
+        except (OSError, asyncio.CancelledError):
+            pass  # the engine is away, or all is over: asyncio's server must not see why
         finally:
             self._writers.discard(writer)
             writer.transport.abort()

@@ -58,15 +58,17 @@ async def run_faults(
 
 async def assert_decisions_explain_themselves(site: Site) -> None:
     """Each pick has one reason, and the share that was decided by load alone is exported."""
+    by_prefix = 0.0
     for server in range(len(site.servers)):
         bases = await site.counted(server, BASIS, "basis")
         outcomes = await site.counted(server, OUTCOMES, "outcome")
-        total = sum(bases.values())
         print(f"processor {server}: {bases}, {outcomes}", flush=True)
-        assert total > 0
-        assert bases["prefix"] > 0
-        # A client, or Envoy, may leave between a decision and its reply.
-        assert 0 <= total - outcomes["picked"] <= outcomes.get("left", 0)
+        by_prefix += bases.get("prefix", 0)
+        # A client, or Envoy, may leave between a decision and its reply. (One that was restarted
+        # at the end may have decided nothing.)
+        undecided = sum(bases.values()) - outcomes.get("picked", 0)
+        assert 0 <= undecided <= outcomes.get("left", 0)
+    assert by_prefix > 0
 
 
 async def test_no_request_fails_by_a_fault_beside_it() -> None:
