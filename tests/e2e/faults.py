@@ -189,7 +189,7 @@ EVERY = OUTSIDE + PROCESSES
 
 
 async def play(
-    site: Site, seed: int, faults: int, hold_s: tuple[float, float], excuses: list[Excuse]
+    site: Site, seed: str, faults: int, hold_s: tuple[float, float], excuses: list[Excuse]
 ) -> list[str]:
     """A sequence drawn from the seed: each kind about as often, in an order of chance.
 
@@ -214,4 +214,6 @@ async def play(
         played.append(" + ".join(one.__name__ for one in together))
         print(f"{played[-1]} for {scene.hold_s:.1f} s", flush=True)
         await asyncio.gather(*(one(scene) for one in together))
+        if fault in PROCESSES:
+            await site.seen_by_all()  # else the next one may take the last that Envoy knows of
     return played

@@ -122,6 +122,17 @@ class Site:
         mine = [line for line in lines if line.startswith("aibrix_kv_source_state{")]
         return {line.split('state="')[1].split('"')[0] for line in mine if line.endswith(" 1.0")}
 
+    async def seen_by_all(self) -> None:
+        """Wait until each Envoy knows each processor to be healthy."""
+        for envoy in self.envoys.values():
+            url = f"{envoy.admin_url}/stats?filter=cluster.ext_proc.membership_healthy"
+
+            async def sees(url: str = url) -> bool:
+                async with self.session.get(url) as reply:
+                    return (await reply.text()).strip().endswith(f": {len(self.servers)}")
+
+            await eventually_async(sees, timeout_s=30)
+
     async def healed(self) -> None:
         """Wait until all is as if nothing had been."""
         for server in range(len(self.servers)):
@@ -218,6 +229,7 @@ async def running_site(
         for mode in BodyMode:
             site._configs[mode.value] = _config(site, mode)
         await asyncio.gather(*(site.start_envoy(mode.value) for mode in BodyMode))
+        await site.seen_by_all()
         await site.healed()
         yield site
 

@@ -1,6 +1,6 @@
 """Whatever fails beside them, requests do not: a seeded sequence of faults under load.
 
-A run that failed is repeated by AIBRIX_TEST_SEED=… with the seed that it printed.
+A run that failed is repeated by AIBRIX_TEST_SEED=… with the seed that it names.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ RATE = 100.0
 """Requests per second of the long run, on two cores."""
 
 
-def seed_of_run() -> int:
-    seed = int(os.environ.get("AIBRIX_TEST_SEED") or random.SystemRandom().randrange(2**32))
+def seed_of_run() -> str:
+    """The seed of this session (tests/conftest.py sets it)."""
+    seed = os.environ["AIBRIX_TEST_SEED"]
     print(f"AIBRIX_TEST_SEED={seed}", flush=True)
     return seed
 
@@ -35,7 +36,7 @@ def loads(site: Site, rng: random.Random, rates: dict[str, float]) -> list[Load]
 
 
 async def run_faults(
-    site: Site, seed: int, rates: dict[str, float], faults: int, hold_s: tuple[float, float]
+    site: Site, seed: str, rates: dict[str, float], faults: int, hold_s: tuple[float, float]
 ) -> list[Load]:
     """Faults under load; every failure without an excuse fails the test."""
     excuses: list[Excuse] = []
