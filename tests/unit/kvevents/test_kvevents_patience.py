@@ -99,6 +99,16 @@ class TestAMuteReplayPort:
         driver.replay_ended()
         assert (driver.held, driver.reconnects) == ([], 1)
 
+    def test_what_is_rebuilt_half_way_is_cleared_since_nothing_shows_whose_it_is(self) -> None:
+        driver = synced()
+        driver.live(5)
+        pass_time(driver, 2.8)
+        driver.live(6)
+        pass_time(driver, 1.1)
+        driver.replayed(0, 1, process=2)
+        driver.replay_failed()
+        assert (driver.state, driver.held) == (PARTIAL, [])
+
     def test_a_question_that_waits_for_its_turn_is_no_reason_to_clear_but_to_doubt(self) -> None:
         driver = synced()
         driver.live(5)
