@@ -56,6 +56,8 @@ class Site:
     rng: random.Random
     environment: dict[str, str]
     tokenizer: SickEngine
+    health_interval_s: float
+    """How often Envoy asks each processor."""
     engines: list[SickEngine] = field(default_factory=list)
     relays: list[Relay] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
@@ -123,7 +125,12 @@ class Site:
         return {line.split('state="')[1].split('"')[0] for line in mine if line.endswith(" 1.0")}
 
     async def seen_by_all(self) -> None:
-        """Wait until each Envoy knows each processor to be healthy."""
+        """Wait until each Envoy knows each processor to be healthy, by checks of now.
+
+        What it knew before counts for two more checks: a processor that came back within them may
+        be taken for healthy, and then for dead.
+        """
+        await asyncio.sleep(2.5 * self.health_interval_s)
         for envoy in self.envoys.values():
             url = f"{envoy.admin_url}/stats?filter=cluster.ext_proc.membership_healthy"
 
@@ -198,9 +205,9 @@ def _environment(folder: Path, kube: FakeKube, tokenizer: SickEngine) -> dict[st
 
 @asynccontextmanager
 async def running_site(
-    rng: random.Random, engines: int = 2, servers: int = 2
+    rng: random.Random, engines: int = 2, servers: int = 2, health_interval_s: float = 1.0
 ) -> AsyncIterator[Site]:
-    """All of it, healthy. The Envoy files are the shipped ones."""
+    """All of it, healthy. The Envoy files are the shipped ones, whose interval is 1 s."""
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(Processes())
         connector = aiohttp.TCPConnector(limit=0)
@@ -213,7 +220,7 @@ async def running_site(
             *(_new_engine(processes, name, with_events=True) for name in names),
         )
         environment = _environment(processes.folder, kube, tokenizer)
-        site = Site(processes, session, kube, rng, environment, tokenizer)
+        site = Site(processes, session, kube, rng, environment, tokenizer, health_interval_s)
         for engine in fleet:
             site.engines.append(engine)
             ports = (engine.fields["kv_events_port"], engine.fields["kv_replay_port"])
@@ -235,7 +242,7 @@ async def running_site(
 
 
 def _config(site: Site, mode: BodyMode) -> envoy_config.Config:
-    return envoy_config.render(
+    config = envoy_config.render(
         envoy_config.shipped(OVERRIDE_HOST),
         listen=f"127.0.0.1:{free_port()}",
         admin="127.0.0.1:0",
@@ -243,3 +250,8 @@ def _config(site: Site, mode: BodyMode) -> envoy_config.Config:
         engine_addresses=[engine.url.removeprefix("http://") for engine in site.engines],
         body_mode=mode,
     )
+    clusters = config["static_resources"]["clusters"]
+    check = next(c for c in clusters if c["name"] == "ext_proc")["health_checks"][0]
+    interval = f"{site.health_interval_s:g}s"
+    check |= {"interval": interval, "no_traffic_interval": interval}
+    return config

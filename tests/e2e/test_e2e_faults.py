@@ -67,7 +67,7 @@ async def assert_decisions_explain_themselves(site: Site) -> None:
 
 async def test_no_request_fails_by_a_fault_beside_it() -> None:
     seed = seed_of_run()
-    async with running_site(random.Random(seed)) as site:
+    async with running_site(random.Random(seed), health_interval_s=0.1) as site:
         rates = {BUFFERED: 25.0, DUPLEX: 5.0}
         await run_faults(site, seed, rates, faults=5, hold_s=(0.2, 0.8))
         await assert_decisions_explain_themselves(site)
