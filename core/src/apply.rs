@@ -124,6 +124,9 @@ impl<'a> Application<'a> {
             let _ = application.apply_all(batch);
         }
         application.present.state.settle();
+        if application.left < STRETCH_BLOCKS / 2 {
+            application.pin.flush();
+        }
         application.applied
     }
 
@@ -172,6 +175,9 @@ impl<'a> Application<'a> {
         self.present.state.settle();
         MutexGuard::bump(&mut self.present);
         self.pin.repin();
+        // Memory that is put aside is else freed by every 128th pin, some pieces each time: a batch
+        // of thousands of blocks pins once, and puts aside more than that.
+        self.pin.flush();
         self.check_present()
     }
 

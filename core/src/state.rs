@@ -24,6 +24,8 @@ pub const GPU: &str = "GPU";
 pub const MAX_GROUPS: i128 = 64;
 /// Of one source: bounds how many slots a hostile one can take.
 pub const MAX_SHELVES: usize = 64;
+/// Blocks taken out by a sweep before memory is freed: each puts aside a set and an array at most.
+const FREED_EVERY: usize = 128;
 const INDEXED_KINDS: [&str; 3] = ["full_attention", "mla_attention", "sink_full_attention"];
 
 /// One (medium, group), and the blocks that stand there.
@@ -416,14 +418,24 @@ impl State {
                 let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
                 self.blocks_added -= i64::from(is_gone);
                 self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
-                if number % 256 == 255 {
-                    pin.repin();
+                if number % FREED_EVERY == FREED_EVERY - 1 {
+                    free_what_is_due(pin);
                     self.settle();
                 }
             }
             self.model.free_slot(shelf.slot);
+            free_what_is_due(pin);
         }
         self.settle();
+    }
+}
+
+/// Free what no reader can see any more. Memory that was put aside is else freed as others pin, some
+/// pieces each time: a model that is taken apart puts aside more than that, and faster.
+fn free_what_is_due(pin: &mut Guard) {
+    for _ in 0..2 {
+        pin.repin();
+        pin.flush();
     }
 }
 

@@ -9,8 +9,10 @@ import pytest_asyncio
 from aibrix_extproc.fakes.config import EngineConfig
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import MATCHED, caught_up, counted, depths, sources, text
+from tests.support import eventually_async
 
 OPENED = "aibrix_kv_snapshots_opened_total"
+SAVES = "aibrix_kv_snapshot_saves_total"
 SOURCES = "aibrix_kv_snapshot_sources_total"
 CLEARS = "aibrix_kv_source_clears_total"
 
@@ -80,6 +82,33 @@ async def test_the_first_request_after_a_restart_goes_where_its_prefix_is(
     assert await counted(stack, SOURCES, result="imported") == 2
     assert await counted(stack, CLEARS) == 0
     assert {one["state"] for one in (await sources(stack)).values()} == {"EXACT"}
+
+
+async def test_a_processor_that_was_killed_goes_on_from_its_last_save(
+    warm: tuple[Stack, Path],
+) -> None:
+    stack, _ = warm
+    await ended(stack)
+    stack.environment["AIBRIX_KV_SNAPSHOT_INTERVAL"] = "100ms"
+    await stack.start_server(0)
+    prompt = text("killed")
+    before = await stack.complete(prompt)
+    await caught_up(stack)
+    saves = await counted(stack, SAVES, result="saved")
+
+    async def saved_since() -> bool:
+        # The one that is under way may have begun before.
+        return await counted(stack, SAVES, result="saved") >= saves + 2
+
+    await eventually_async(saved_since)
+    stack.servers[0].process.kill()
+    stack.environment["AIBRIX_KV_SNAPSHOT_INTERVAL"] = "0"
+    await stack.start_server(0)
+    after = await stack.complete(prompt)
+    assert after.pod == before.pod
+    assert int(after.headers[MATCHED]) == after.cached_tokens > 0
+    assert await counted(stack, SOURCES, result="imported") == 2
+    assert await counted(stack, CLEARS) == 0
 
 
 async def test_what_engines_said_meanwhile_is_made_good_by_replay(
