@@ -8,12 +8,15 @@
 //! waits, after every 64 blocks; readers of the index do not take it at all. A clear that comes
 //! in meanwhile makes the rest of the batch void.
 
+mod ahead;
+
 use crate::events::{Batch, Event, Lists, Removed, Stored};
 use crate::keys::{self, Adapter, TOKEN_BYTES};
 use crate::orphans::Parked;
 use crate::reasons::{Reason, Skipped};
 use crate::state::{GPU, State};
 use crate::wire::Reader;
+use ahead::Foreseen;
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -22,10 +25,6 @@ use std::sync::atomic::AtomicU64;
 
 /// Blocks that may be touched before the source's lock is offered to others.
 const STRETCH_BLOCKS: i64 = 64;
-
-/// How many hashes ahead memory is asked for: for a hash, and for the key that it means.
-const FAR_AHEAD: usize = 16;
-const NEAR_AHEAD: usize = 8;
 
 /// A source of the index: what `add_source` said of it, and its present state.
 pub struct Source {
@@ -63,8 +62,6 @@ type Step = Result<(), Overtaken>;
 /// Consecutive blocks of one prompt, understood as far as their event alone tells.
 struct Blocks<'a> {
     hashes: &'a [u64],
-    /// The hashes of later events of the batch.
-    later: &'a [u64],
     tokens: &'a [u8],
     block_bytes: usize,
     /// Encoded, one after another.
@@ -98,11 +95,41 @@ pub struct Application<'a> {
     max_orphans: usize,
     applied: Applied,
     refusals: [bool; crate::reasons::COUNT],
+    scratch: &'a mut Scratch,
+}
+
+/// Kept from call to call for its memory.
+#[derive(Default)]
+pub struct Scratch {
+    /// Of the blocks that come next in this event, the last first.
     keys: Vec<u64>,
+    /// Of this event and of the next one.
+    now: Foreseen,
+    next: Foreseen,
+}
+
+impl Scratch {
+    /// A batch may have ended anywhere.
+    fn forget(&mut self) {
+        self.keys.clear();
+        self.now.forget();
+        self.next.forget();
+    }
+
+    fn step(&mut self) {
+        std::mem::swap(&mut self.now, &mut self.next);
+    }
 }
 
 impl<'a> Application<'a> {
-    pub fn run(source: &'a Source, batch: &Batch, lists: &'a Lists, max_orphans: usize) -> Applied {
+    pub fn run(
+        source: &'a Source,
+        batch: &Batch,
+        lists: &'a Lists,
+        scratch: &'a mut Scratch,
+        max_orphans: usize,
+    ) -> Applied {
+        scratch.forget();
         let present = source.present.lock();
         let mut application = Application {
             source,
@@ -118,7 +145,7 @@ impl<'a> Application<'a> {
                 ..Applied::default()
             },
             refusals: [false; crate::reasons::COUNT],
-            keys: Vec::new(),
+            scratch,
         };
         if !application.present.removed {
             let _ = application.apply_all(batch);
@@ -132,32 +159,21 @@ impl<'a> Application<'a> {
 
     fn apply_all(&mut self, batch: &Batch) -> Step {
         self.fetch_ahead(batch);
-        for event in &batch.events {
+        for (at, event) in batch.events.iter().enumerate() {
             match *event {
-                Event::Stored(number) => self.store(&batch.stored[number as usize])?,
+                Event::Stored(number) => {
+                    if let Some(&Event::Stored(next)) = batch.events.get(at + 1) {
+                        self.foresee(batch, next);
+                    }
+                    self.store(&batch.stored[number as usize], number)?;
+                    self.scratch.step();
+                }
                 Event::Removed(number) => self.remove(&batch.removed[number as usize])?,
                 Event::Cleared => self.clear()?,
                 Event::Unreadable(reason) => self.skip(reason)?,
             }
         }
         Ok(())
-    }
-
-    /// Have the memory fetched that the first events will need, and the parents of all.
-    fn fetch_ahead(&self, batch: &Batch) {
-        let state = &self.present.state;
-        let Some(shelf) = state.usual_shelf() else { return };
-        for &name in self.lists.hashes.iter().take(FAR_AHEAD) {
-            state.prefetch_name(shelf, name);
-        }
-        if matches!(batch.events.first(), Some(Event::Removed(_))) {
-            for &name in self.lists.hashes.iter().take(NEAR_AHEAD) {
-                state.prefetch_held(shelf, name, &self.pin);
-            }
-        }
-        for parent in batch.stored.iter().take(2 * FAR_AHEAD).filter_map(|event| event.parent) {
-            state.prefetch_name(shelf, parent);
-        }
     }
 
     fn skip(&mut self, reason: Reason) -> Step {
@@ -204,10 +220,13 @@ impl<'a> Application<'a> {
         let lists = self.lists;
         for at in event.hashes.clone() {
             let name = lists.hashes[at];
-            if let Some(&soon) = lists.hashes.get(at + FAR_AHEAD) {
+            if let Some(&soon) = lists.hashes.get(at + ahead::FAR) {
                 self.present.state.prefetch_name(shelf, soon);
             }
-            if let Some(&next) = lists.hashes.get(at + NEAR_AHEAD) {
+            if let Some(&soon) = lists.hashes.get(at + ahead::HALFWAY) {
+                self.present.state.prefetch_entry(shelf, soon);
+            }
+            if let Some(&next) = lists.hashes.get(at + ahead::NEAR) {
                 self.present.state.prefetch_held(shelf, next, &self.pin);
             }
             if self.present.state.take(shelf, name, &self.pin) {
@@ -220,7 +239,7 @@ impl<'a> Application<'a> {
 
     // -- BlockStored -----------------------------------------------------------------------
 
-    fn store(&mut self, event: &Stored) -> Step {
+    fn store(&mut self, event: &Stored, number: u32) -> Step {
         let indexed = self.present.state.learn_kind(event.group, event.kind);
         self.present.state.learn_lookahead(event.lookahead as u64);
         let Some(block_size) = fitting_block_size(event) else { return self.skip(Reason::Misfit) };
@@ -241,6 +260,10 @@ impl<'a> Application<'a> {
             None => Some(keys::root(block_size, adapter)),
             Some(parent) => self.present.state.meaning(parent),
         };
+        if let Some(key) = key {
+            let Scratch { keys, now, .. } = &mut *self.scratch;
+            now.take(number, key, keys);
+        }
         self.store_blocks(shelf, &blocks, event.parent, key)?;
         for reason in [Reason::Conflict, Reason::Full] {
             if std::mem::take(&mut self.refusals[reason as usize]) {
@@ -267,7 +290,6 @@ impl<'a> Application<'a> {
         let hashes = &self.lists.hashes[event.hashes.clone()];
         let mut blocks = Blocks {
             hashes,
-            later: &self.lists.hashes[event.hashes.end..],
             tokens: bytes_of(&self.lists.tokens[event.tokens.clone()]),
             block_bytes: block_size as usize * TOKEN_BYTES,
             extras: Vec::new(),
@@ -338,35 +360,31 @@ impl<'a> Application<'a> {
                     extras: extras.into(),
                     copies: 1,
                 })?;
-                self.keys.clear();
+                self.scratch.keys.clear();
                 key = self.present.state.meaning(name);
             }
             parent = name;
         }
-        self.keys.clear();
+        self.scratch.keys.clear();
         Ok(())
     }
 
     /// The key of a block. Those of some blocks behind it are made at the same time, so that the
     /// memory they will need is on its way.
     fn chained(&mut self, shelf: usize, blocks: &Blocks, before: u64, number: usize) -> u64 {
-        if self.keys.is_empty() {
+        if self.scratch.keys.is_empty() {
             const AHEAD: usize = 16;
-            const LATER: usize = 8;
             let end = blocks.hashes.len().min(number + AHEAD);
             let mut key = before;
             for next in number..end {
                 key = blocks.key(key, next);
                 self.present.state.prefetch_key(key, &self.pin);
                 self.present.state.prefetch_name(shelf, blocks.hashes[next]);
-                self.keys.push(key);
+                self.scratch.keys.push(key);
             }
-            for &later in blocks.later.iter().take(LATER) {
-                self.present.state.prefetch_name(shelf, later);
-            }
-            self.keys.reverse();
+            self.scratch.keys.reverse();
         }
-        self.keys.pop().unwrap_or_else(|| blocks.key(before, number))
+        self.scratch.keys.pop().unwrap_or_else(|| blocks.key(before, number))
     }
 
     // -- orphans ---------------------------------------------------------------------------

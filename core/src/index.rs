@@ -4,7 +4,7 @@
 //! thread. Payloads of one source must come in order, from one thread at a time; different
 //! sources never wait for one another, and readers wait for nobody.
 
-use crate::apply::{Application, Applied, Present, Source};
+use crate::apply::{Application, Applied, Present, Scratch, Source};
 use crate::events::{self, Lists};
 use crate::keys::{self, Adapter};
 use crate::lookup::{Question, Walk};
@@ -58,7 +58,7 @@ pub struct Index {
 }
 
 thread_local! {
-    static LISTS: RefCell<Lists> = RefCell::default();
+    static BUFFERS: RefCell<(Lists, Scratch)> = RefCell::default();
     static WALK: RefCell<Walk> = RefCell::default();
 }
 
@@ -141,10 +141,10 @@ impl Index {
     /// Apply one msgpack EventBatch. No bytes are an error.
     pub fn apply(&self, number: u64, payload: &[u8]) -> Result<Applied, UnknownSource> {
         let source = self.source(number)?;
-        Ok(LISTS.with_borrow_mut(|lists| {
+        Ok(BUFFERS.with_borrow_mut(|(lists, scratch)| {
             let names = self.names.with_naming(source.naming.load(Ordering::Relaxed));
             let batch = events::decode(payload, &names, lists);
-            let applied = Application::run(&source, &batch, lists, self.max_orphans);
+            let applied = Application::run(&source, &batch, lists, scratch, self.max_orphans);
             lists.clear();
             applied
         }))

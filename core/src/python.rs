@@ -30,6 +30,8 @@ struct Results {
     /// The slots of `Applied`, in the order of `FIELDS`.
     slots: Vec<Py<PyAny>>,
     reasons: Vec<Py<PyString>>,
+    /// What nearly every payload skips.
+    nothing: Py<PyAny>,
 }
 
 const FIELDS: [&str; 8] =
@@ -52,6 +54,11 @@ fn results(py: Python<'_>) -> PyResult<&Results> {
                 .iter()
                 .map(|name| PyString::intern(py, name).unbind())
                 .collect(),
+            nothing: py
+                .import("types")?
+                .getattr("MappingProxyType")?
+                .call1((PyDict::new(py),))?
+                .unbind(),
         })
     })
 }
@@ -249,18 +256,23 @@ fn applied_to_python<'py>(
     applied: &apply::Applied,
 ) -> PyResult<Bound<'py, PyAny>> {
     let results = results(py)?;
-    let skipped = PyDict::new(py);
-    for (name, &count) in results.reasons.iter().zip(&applied.skipped.0) {
-        if count > 0 {
-            skipped.set_item(name, count)?;
+    let skipped = if applied.skipped == reasons::Skipped::default() {
+        results.nothing.bind(py).clone()
+    } else {
+        let skipped = PyDict::new(py);
+        for (name, &count) in results.reasons.iter().zip(&applied.skipped.0) {
+            if count > 0 {
+                skipped.set_item(name, count)?;
+            }
         }
-    }
+        skipped.into_any()
+    };
     let values = [
         applied.stored.into_bound_py_any(py)?,
         applied.removed.into_bound_py_any(py)?,
         applied.cleared.into_bound_py_any(py)?,
         applied.parked.into_bound_py_any(py)?,
-        skipped.into_any(),
+        skipped,
         applied.skipped.is_lossy().into_bound_py_any(py)?,
         applied.timestamp.into_bound_py_any(py)?,
         applied.events.into_bound_py_any(py)?,

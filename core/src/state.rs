@@ -239,7 +239,7 @@ impl State {
 
     /// Have memory fetched for a block that is placed soon.
     pub fn prefetch_key(&self, key: u64, pin: &Guard) {
-        self.model.table.seek(key, pin);
+        self.model.table.prefetch(key, pin);
     }
 
     /// Have memory fetched for a hash that is looked up soon.
@@ -247,10 +247,15 @@ impl State {
         self.shelves[shelf].blocks.prefetch(name);
     }
 
+    /// … and more of it, for a hash that probably stands there.
+    pub fn prefetch_entry(&self, shelf: usize, name: u64) {
+        self.shelves[shelf].blocks.prefetch_entry(name);
+    }
+
     /// Have memory fetched for a block that is taken soon; its hash should be at hand by now.
     pub fn prefetch_held(&self, shelf: usize, name: u64, pin: &Guard) {
         if let Some(key) = self.shelves[shelf].blocks.get(name) {
-            self.model.table.seek(key, pin);
+            self.model.table.prefetch(key, pin);
         }
     }
 
@@ -414,14 +419,21 @@ impl State {
         for shelf in std::mem::take(&mut self.shelves) {
             self.bytes_added -= NOTE_BYTES * (shelf.more.len() + shelf.twins.len()) as i64;
             let pin = &mut crossbeam_epoch::pin();
-            for (number, key) in shelf.blocks.keys().enumerate() {
-                let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
-                self.blocks_added -= i64::from(is_gone);
-                self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
-                if number % FREED_EVERY == FREED_EVERY - 1 {
-                    free_what_is_due(pin);
-                    self.settle();
+            let (mut keys, mut soon) = (shelf.blocks.keys(), Vec::with_capacity(FREED_EVERY));
+            loop {
+                // Their memory is asked for before the first of them is taken out.
+                soon.extend(keys.by_ref().take(FREED_EVERY));
+                soon.iter().for_each(|&key| self.model.table.prefetch(key, pin));
+                if soon.is_empty() {
+                    break;
                 }
+                for key in soon.drain(..) {
+                    let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
+                    self.blocks_added -= i64::from(is_gone);
+                    self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
+                }
+                free_what_is_due(pin);
+                self.settle();
             }
             self.model.free_slot(shelf.slot);
             free_what_is_due(pin);

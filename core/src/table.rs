@@ -5,7 +5,7 @@
 //! stood there at one moment.
 //!
 //! Shape: each part is open addressing over lines of four 16-byte places, filled in their order, in
-//! an array that is made anew, half full at most, when seven in ten are used. A key stays
+//! an array that is made anew, half full or a little more, when 55 to 70 % are used. A key stays
 //! where it was put: taking the last shelf out leaves the key with an empty set, which the same key
 //! may fill again and no other. So a reader that found its key can trust what stands beside it.
 //! Dead keys go when the array is full and is written anew; the old one is freed when its readers
@@ -21,34 +21,12 @@ use crate::sets::{self, Set, Slot};
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
 use std::hint::select_unpredictable;
-use std::ptr::{NonNull, null_mut};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 const PARTS: usize = 256;
-const CLASSES: usize = 64;
-/// Arrays begin at cache lines, which leaves six bits of their address for their class of size.
-const CLASS_BITS: usize = size_of::<Line>() - 1;
 const LINE_PLACES: usize = 4;
-const PAGE_LINES: u64 = (pages::PAGE_BYTES / size_of::<Line>()) as u64;
-
-/// Lines in an array of each class: from 2 on, each a third more than the one before; whole pages
-/// of them from the first on.
-static LINES: [u32; CLASSES] = lines();
-
-const fn lines() -> [u32; CLASSES] {
-    let mut sizes = [0; CLASSES];
-    let mut size: u64 = 2;
-    let mut class = 0;
-    while class < CLASSES {
-        sizes[class] = size as u32;
-        size += size.div_ceil(3);
-        if size > PAGE_LINES {
-            size = size.next_multiple_of(PAGE_LINES);
-        }
-        class += 1;
-    }
-    sizes
-}
+const PAGE_LINES: usize = pages::LARGE_PAGE_BYTES / size_of::<Line>();
 
 /// A key, 0 where free, and its set.
 #[repr(C)]
@@ -60,9 +38,6 @@ struct Place {
 /// Places are filled in their order.
 #[repr(C, align(64))]
 struct Line([Place; LINE_PLACES]);
-
-static EMPTY: Line =
-    Line([const { Place { key: AtomicU64::new(0), set: AtomicU64::new(0) } }; LINE_PLACES]);
 
 impl Line {
     /// The first place that is free or has the key, and what stands there; one too many where
@@ -93,65 +68,74 @@ impl Line {
     }
 }
 
-/// The line where a key is looked for first, found ahead of the look-up; good for as long as the
-/// pin.
+/// The line where a key is looked for first.
 #[derive(Clone, Copy)]
-pub struct Spot {
+struct Spot {
     key: u64,
     line: *const Line,
-    /// The array that the line is in, as it was published.
-    array: *mut Line,
-    part: u8,
 }
 
-impl Spot {
-    pub const NOWHERE: Spot = Spot { key: 1, line: &raw const EMPTY, array: null_mut(), part: 0 };
-}
-
-/// An array of lines. It begins at a page or, while it is small, at an address of 64 bytes.
-#[derive(Clone, Copy)]
-struct Array {
-    start: NonNull<Line>,
-    lines: usize,
-}
+/// An array of lines, in pages: how many lines they are, in the place of an address, and the
+/// pages' addresses. Small enough to stay in the processor's nearest cache.
+#[derive(Clone, Copy, PartialEq)]
+struct Array(NonNull<*mut Line>);
 
 // SAFETY: it is only sent into the deferred call that frees it.
 unsafe impl Send for Array {}
 
 impl Array {
-    #[inline(always)]
-    fn of(tagged: *mut Line) -> Option<Array> {
-        let start = NonNull::new(tagged.map_addr(|address| address & !CLASS_BITS))?;
-        Some(Array { start, lines: LINES[tagged.addr() & CLASS_BITS] as usize })
-    }
-
-    /// A new array of this class, as it is published.
-    fn make(class: usize) -> *mut Line {
-        let start = memory::zeroed::<Line>(LINES[class] as usize);
-        start.as_ptr().map_addr(|address| address | class)
+    /// A new array of so many lines or, in whole pages, a few more.
+    fn make(lines: usize) -> Array {
+        let pages = lines.div_ceil(PAGE_LINES);
+        let lines = if lines < PAGE_LINES { lines } else { pages * PAGE_LINES };
+        let page = || memory::zeroed::<Line>(lines.min(PAGE_LINES)).as_ptr();
+        let length = std::ptr::without_provenance_mut(lines);
+        let all: Box<[*mut Line]> =
+            std::iter::once(length).chain((0..pages).map(|_| page())).collect();
+        Array(NonNull::from(Box::leak(all)).cast())
     }
 
     fn free(self) {
+        let lines = self.lines();
+        let words = 1 + lines.div_ceil(PAGE_LINES);
         // SAFETY: made by `make` with as many lines, and nobody else knows it any more.
-        unsafe { memory::free(self.start, self.lines) };
-    }
-
-    fn all(&self) -> &[Line] {
-        // SAFETY: so many lines were allocated and zeroed.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.lines) }
-    }
-
-    fn places(&self) -> usize {
-        self.lines * LINE_PLACES
+        unsafe {
+            let all = Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.0.as_ptr(), words));
+            for page in all[1..].iter().filter_map(|&page| NonNull::new(page)) {
+                memory::free(page, lines.min(PAGE_LINES));
+            }
+        }
     }
 
     #[inline(always)]
-    fn first(&self, mixed: u64) -> usize {
-        (((mixed & 0xffff_ffff) * self.lines as u64) >> 32) as usize
+    fn lines(self) -> usize {
+        // SAFETY: the first word is always there.
+        unsafe { self.0.read() }.addr()
     }
 
-    fn next(&self, at: usize) -> usize {
-        if at + 1 == self.lines { 0 } else { at + 1 }
+    #[inline(always)]
+    fn line(&self, at: usize) -> &Line {
+        debug_assert!(at < self.lines());
+        // SAFETY: callers stay below its length; lines are zeroed at least, and changed as atomics
+        // only.
+        unsafe { &*self.0.add(1 + at / PAGE_LINES).read().add(at % PAGE_LINES) }
+    }
+
+    fn all_places(&self) -> impl Iterator<Item = &Place> {
+        (0..self.lines()).flat_map(|at| &self.line(at).0)
+    }
+
+    fn places(self) -> usize {
+        self.lines() * LINE_PLACES
+    }
+
+    #[inline(always)]
+    fn first(self, mixed: u64) -> usize {
+        (((mixed & 0xffff_ffff) * self.lines() as u64) >> 32) as usize
+    }
+
+    fn next(self, at: usize) -> usize {
+        if at + 1 == self.lines() { 0 } else { at + 1 }
     }
 
     /// The place of a key, or the free one where it would go. At least one is always free.
@@ -159,7 +143,7 @@ impl Array {
     fn find(&self, mixed: u64, key: u64) -> (&Place, bool) {
         let mut at = self.first(mixed);
         loop {
-            let line = &self.all()[at];
+            let line = self.line(at);
             let (place, held) = line.find(key);
             if place < LINE_PLACES {
                 return (&line.0[place], held == key);
@@ -168,11 +152,10 @@ impl Array {
         }
     }
 
-    /// The set of a key, as a word.
-    fn get(&self, mixed: u64, key: u64) -> u64 {
-        let mut at = self.first(mixed);
+    /// The set of a key, as a word, from this line on.
+    fn get(&self, mut at: usize, key: u64) -> u64 {
         loop {
-            match self.all()[at].get(key) {
+            match self.line(at).get(key) {
                 (_, true) => at = self.next(at),
                 (found, false) => return found,
             }
@@ -191,16 +174,28 @@ struct Fill {
 /// See the module.
 pub struct Table {
     names: Names,
-    arrays: Box<[AtomicPtr<Line>; PARTS]>,
+    arrays: Box<[AtomicPtr<*mut Line>; PARTS]>,
     fills: Box<[Mutex<Fill>; PARTS]>,
+    /// Of parts that have none.
+    empty: Array,
+    /// Raised after an array was replaced, before anything is put into the new one.
+    replaced: AtomicU64,
 }
+
+// SAFETY: what `empty` points to is as free to share as the other arrays.
+unsafe impl Sync for Table {}
+unsafe impl Send for Table {}
 
 impl Table {
     pub fn new(names: Names) -> Self {
+        let empty = Array::make(1);
+        let pointer = empty.0.as_ptr();
         Table {
             names,
-            arrays: Box::new([const { AtomicPtr::new(null_mut()) }; PARTS]),
+            arrays: Box::new(std::array::from_fn(|_| AtomicPtr::new(pointer))),
             fills: Box::new([const { Mutex::new(Fill { used: 0, live: 0 }) }; PARTS]),
+            empty,
+            replaced: AtomicU64::new(0),
         }
     }
 
@@ -212,59 +207,51 @@ impl Table {
         (kept, mixed, (mixed >> 56) as u8)
     }
 
-    fn array(&self, part: u8) -> *mut Line {
-        self.arrays[usize::from(part)].load(Ordering::Acquire)
+    #[inline(always)]
+    fn array(&self, part: u8) -> Array {
+        let pointer = self.arrays[usize::from(part)].load(Ordering::Acquire);
+        // SAFETY: every part has an array, `empty` at least.
+        Array(unsafe { NonNull::new_unchecked(pointer) })
     }
 
-    /// Find a key's line, and have its memory fetched, for a look-up soon after.
+    /// Find a key's line, and have its memory fetched.
     #[inline(always)]
-    pub fn seek(&self, key: u64, _pin: &Guard) -> Spot {
+    fn seek(&self, key: u64) -> Spot {
         let (key, mixed, part) = self.place_of(key);
-        let tagged = self.array(part);
-        let line = Array::of(tagged)
-            .map_or(&raw const EMPTY, |array| &raw const array.all()[array.first(mixed)]);
+        let array = self.array(part);
+        let line = &raw const *array.line(array.first(mixed));
         memory::prefetch(line);
-        Spot { key, line, array: tagged, part }
+        Spot { key, line }
     }
 
-    /// Who holds the block that a spot is of. The set is good for as long as the pin, which must
-    /// be the one of `seek`.
-    #[inline(always)]
-    pub fn look(&self, spot: &Spot, pin: &Guard) -> Set {
-        // SAFETY: `seek` found it under this pin: until it ends, its array is not freed.
-        let (found, go_on) = unsafe { &*spot.line }.get(spot.key);
-        // An array that was replaced meanwhile no longer tells what comes.
-        if go_on || self.array(spot.part) != spot.array {
-            self.get(spot.key, pin)
-        } else {
-            Set(found)
-        }
+    /// Have the memory of a key fetched, for a look-up soon after.
+    #[inline]
+    pub fn prefetch(&self, key: u64, _pin: &Guard) {
+        self.seek(key);
     }
 
     /// Who holds a block. The set is good for as long as the pin.
     #[cold]
     pub fn get(&self, key: u64, _pin: &Guard) -> Set {
         let (key, mixed, part) = self.place_of(key);
-        Set(Array::of(self.array(part)).map_or(0, |array| array.get(mixed, key)))
+        let array = self.array(part);
+        Set(array.get(array.first(mixed), key))
     }
 
     /// Put a block on a shelf. Returns (it was not there yet, nobody had it yet).
     pub fn insert(&self, key: u64, slot: Slot, pin: &Guard) -> (bool, bool) {
         let (key, mixed, part) = self.place_of(key);
         let mut fill = self.fills[usize::from(part)].lock();
-        let mut array = Array::of(self.array(part));
-        if let Some(there) = array
-            && let (place, true) = there.find(mixed, key)
-        {
+        let mut array = self.array(part);
+        if let (place, true) = array.find(mixed, key) {
             let was_empty = place.set.load(Ordering::Relaxed) == 0;
             let added = sets::insert(&place.set, slot, pin);
             fill.live += usize::from(was_empty);
             return (added, was_empty);
         }
-        if array.is_none_or(|array| (fill.used + 1) * 10 > array.places() * 7) {
+        if array == self.empty || (fill.used + 1) * 100 > array.places() * percent_full(part) {
             array = self.rebuild(part, &mut fill, 1, pin);
         }
-        let array = array.expect("an array with room for one more");
         let (place, _) = array.find(mixed, key);
         sets::insert(&place.set, slot, pin);
         place.key.store(key, Ordering::Release);
@@ -277,9 +264,7 @@ impl Table {
     pub fn remove(&self, key: u64, slot: Slot, pin: &Guard) -> (bool, bool) {
         let (key, mixed, part) = self.place_of(key);
         let mut fill = self.fills[usize::from(part)].lock();
-        let Some(array) = Array::of(self.array(part)) else {
-            return (false, false);
-        };
+        let array = self.array(part);
         let (place, true) = array.find(mixed, key) else { return (false, false) };
         if !sets::remove(&place.set, slot, pin) {
             return (false, false);
@@ -295,46 +280,101 @@ impl Table {
     }
 
     /// Write a part anew without its dead keys, with room for `more`.
-    fn rebuild(
-        &self,
-        part: u8,
-        fill: &mut MutexGuard<Fill>,
-        more: usize,
-        pin: &Guard,
-    ) -> Option<Array> {
-        let old = Array::of(self.array(part));
+    fn rebuild(&self, part: u8, fill: &mut MutexGuard<Fill>, more: usize, pin: &Guard) -> Array {
+        let old = self.array(part);
         let wanted = fill.live + more;
-        let class = LINES.iter().position(|&lines| lines as usize * LINE_PLACES >= wanted * 2);
-        let new = if wanted == 0 { null_mut() } else { Array::make(class.unwrap_or(CLASSES - 1)) };
-        let array = Array::of(new);
-        for place in old.iter().flat_map(Array::all).flat_map(|line| &line.0) {
+        let lines = (wanted * 122).div_ceil(percent_full(part) * LINE_PLACES) + 1;
+        let new = if wanted == 0 { self.empty } else { Array::make(lines) };
+        for place in old.all_places() {
             let set = place.set.load(Ordering::Relaxed);
-            if set != 0
-                && let Some(array) = &array
-            {
+            if set != 0 {
                 let key = place.key.load(Ordering::Relaxed);
-                let (free, _) = array.find(self.names.mix(key), key);
+                let (free, _) = new.find(self.names.mix(key), key);
                 free.set.store(set, Ordering::Relaxed);
                 free.key.store(key, Ordering::Relaxed);
             }
         }
         fill.used = fill.live;
-        self.arrays[usize::from(part)].store(new, Ordering::Release);
-        if let Some(old) = old {
+        self.arrays[usize::from(part)].store(new.0.as_ptr(), Ordering::Release);
+        self.replaced.fetch_add(1, Ordering::Release);
+        if old != self.empty {
             // SAFETY: no longer published; readers that saw it are pinned.
             unsafe { pin.defer_unchecked(move || old.free()) };
         }
-        array
+        new
+    }
+}
+
+/// How much of a part's array is used before it grows by a fifth or more. All parts fill at the
+/// same pace: so they do not grow at the same time.
+fn percent_full(part: u8) -> usize {
+    52 + usize::from(part % 16)
+}
+
+/// Look-ups of keys in a row, each begun so far ahead that its memory is there when its turn comes.
+pub struct Ahead<'a> {
+    table: &'a Table,
+    pin: &'a Guard,
+    spots: [Spot; Ahead::MOST],
+    /// As it was before the first of the spots was found.
+    replaced: u64,
+}
+
+impl<'a> Ahead<'a> {
+    /// Look-ups that may be under way.
+    pub const MOST: usize = 16;
+
+    pub fn new(table: &'a Table, pin: &'a Guard) -> Self {
+        let replaced = table.replaced.load(Ordering::Acquire);
+        Ahead { table, pin, spots: [table.seek(0); Self::MOST], replaced }
+    }
+
+    /// Begin the look-up of the key with this number.
+    #[inline(always)]
+    pub fn begin(&mut self, number: usize, key: u64) {
+        self.spots[number % Self::MOST] = self.table.seek(key);
+    }
+
+    /// Who holds the block whose look-up began with this number, `MOST` ago at most. The set is
+    /// good for as long as the pin.
+    #[inline(always)]
+    pub fn end(&mut self, number: usize) -> Set {
+        let spot = &self.spots[number % Self::MOST];
+        // SAFETY: it was found under this pin: until that ends, its array is not freed.
+        let (mut found, go_on) = unsafe { &*spot.line }.get(spot.key);
+        if go_on {
+            found = self.go_on(spot);
+        }
+        // What is put into a new array does not show in the old one.
+        if self.table.replaced.load(Ordering::Acquire) == self.replaced {
+            Set(found)
+        } else {
+            self.begin_again(number)
+        }
+    }
+
+    /// The set of a key that is not in its first line.
+    #[inline(never)]
+    fn go_on(&self, spot: &Spot) -> u64 {
+        self.table.get(spot.key, self.pin).0
+    }
+
+    #[cold]
+    fn begin_again(&mut self, number: usize) -> Set {
+        self.replaced = self.table.replaced.load(Ordering::Acquire);
+        self.spots = self.spots.map(|spot| self.table.seek(spot.key));
+        self.table.get(self.spots[number % Self::MOST].key, self.pin)
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
-        for array in self.arrays.iter_mut().filter_map(|tagged| Array::of(*tagged.get_mut())) {
-            let places = array.all().iter().flat_map(|line| &line.0);
-            places.for_each(|place| sets::free(place.set.load(Ordering::Relaxed)));
+        let arrays = self.arrays.iter_mut().filter_map(|array| NonNull::new(*array.get_mut()));
+        for array in arrays.map(Array).filter(|&array| array != self.empty) {
+            array.all_places().for_each(|place| sets::free(place.set.load(Ordering::Relaxed)));
             array.free();
         }
+        self.empty.free();
     }
 }
 
@@ -380,7 +420,7 @@ mod tests {
             assert_eq!(members(table.get(key, pin)), held);
             held.iter().for_each(|&slot| assert!(table.remove(key, slot, pin).0));
         }
-        assert!(table.arrays.iter().all(|array| array.load(Ordering::Relaxed).is_null()));
+        assert!((0..=255).all(|part| table.array(part) == table.empty));
     }
 
     #[test]
@@ -405,9 +445,11 @@ mod tests {
             });
             while !writers.iter().all(|writer| writer.is_finished()) {
                 let pin = &crossbeam_epoch::pin();
+                let ahead = &mut Ahead::new(&table, pin);
+                (0..Ahead::MOST).for_each(|key| ahead.begin(key, key as u64 * 1000));
                 for key in 0..500 {
-                    let spot = table.seek(key * 1000, pin);
-                    let set = table.look(&spot, pin);
+                    let set = ahead.end(key);
+                    ahead.begin(key, (key + Ahead::MOST) as u64 % 500 * 1000);
                     assert!(set.contains(3));
                     assert!(set.len() <= 3);
                 }

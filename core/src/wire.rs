@@ -101,10 +101,42 @@ fn kinds(window: &[u8; WINDOW_BYTES]) -> Kinds {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn small_numbers(window: &[u8; WINDOW_BYTES], out: &mut [u32; WINDOW_TOKENS]) -> Option<usize> {
-    /// Of a number that takes so many bytes.
-    const BITS: [u32; 8] = [0, 0x7f, 0xff, 0xffff, 0, u32::MAX, 0, 0];
     // SAFETY: every x86-64 processor has SSE2.
     let kinds = unsafe { kinds(window) };
+    two_or_four(window, &kinds, out).or_else(|| up_to_four(window, &kinds, out))
+}
+
+/// … where all of them take two bytes or four beside their first.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn two_or_four(
+    window: &[u8; WINDOW_BYTES],
+    kinds: &Kinds,
+    out: &mut [u32; WINDOW_TOKENS],
+) -> Option<usize> {
+    let usual = kinds.two | kinds.four;
+    let (mut at, mut good) = (0usize, 1u64);
+    for value in out {
+        let is_four = kinds.four >> at & 1;
+        good &= usual >> at;
+        let word = u64::from_be_bytes(*window[at..].first_chunk()?);
+        *value =
+            (word >> (40 - 16 * is_four)) as u32 & (0xffff | 0u32.wrapping_sub(is_four as u32));
+        at += 3 + 2 * is_four as usize;
+    }
+    (good == 1).then_some(at)
+}
+
+/// … of whatever size.
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+fn up_to_four(
+    window: &[u8; WINDOW_BYTES],
+    kinds: &Kinds,
+    out: &mut [u32; WINDOW_TOKENS],
+) -> Option<usize> {
+    /// Of a number that takes so many bytes.
+    const BITS: [u32; 8] = [0, 0x7f, 0xff, 0xffff, 0, u32::MAX, 0, 0];
     let (mut at, mut bad) = (0usize, 0u64);
     for value in out {
         let is = |kind: u64| (kind >> at) & 1;
@@ -275,6 +307,23 @@ impl<'a> Reader<'a> {
     /// A list of integers. What fits into 32 bits goes to the end of `out`, the rest is counted.
     /// Returns (how many there are, how many of them do not fit).
     pub fn u32_list(&mut self, out: &mut Vec<u32>) -> Read<(usize, usize)> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("bmi2") {
+            // SAFETY: the processor has what it is compiled for.
+            return unsafe { self.u32_list_with_bmi2(out) };
+        }
+        self.u32_list_anywhere(out)
+    }
+
+    /// The same code, with shifts by any register.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "bmi1,bmi2")]
+    fn u32_list_with_bmi2(&mut self, out: &mut Vec<u32>) -> Read<(usize, usize)> {
+        self.u32_list_anywhere(out)
+    }
+
+    #[inline(always)]
+    fn u32_list_anywhere(&mut self, out: &mut Vec<u32>) -> Read<(usize, usize)> {
         let count = self.array()?;
         if count > self.left() {
             return Err(Bad);
