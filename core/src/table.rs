@@ -424,6 +424,19 @@ mod tests {
     }
 
     #[test]
+    fn arrays_of_many_pages_keep_every_key() {
+        let table = Table::new(Names::new());
+        let pin = &mut crossbeam_epoch::pin();
+        let keys = || (1..400_000u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        keys().for_each(|key| assert_eq!(table.insert(key, key as u32 % 9, pin), (true, true)));
+        assert!((0..=255).all(|part| table.array(part).lines() > PAGE_LINES));
+        pin.repin();
+        keys().for_each(|key| assert!(table.get(key, pin).contains(key as u32 % 9)));
+        keys().for_each(|key| assert_eq!(table.remove(key, key as u32 % 9, pin), (true, true)));
+        assert!((0..=255).all(|part| table.array(part) == table.empty));
+    }
+
+    #[test]
     fn readers_find_what_stays_while_others_come_and_go() {
         let table = Table::new(Names::new());
         let pin = &crossbeam_epoch::pin();
