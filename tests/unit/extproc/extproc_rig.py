@@ -1,11 +1,13 @@
 """A processor on a real server, and a client that plays Envoy, on the loopback."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 
 from aibrix_extproc.extproc.health import Health
 from aibrix_extproc.extproc.service import SERVICE, Processor, listen, make_server
@@ -57,3 +59,14 @@ async def rig(decider: StubDecider | None = None, **settings: Any) -> AsyncItera
             yield Rig(chosen, metrics, decider, server, service, health, channel)
     finally:
         await server.stop(0)
+
+
+def faults_told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Log lines with an exception. Not those of grpc.aio's poller: where a process has had more
+    than one event loop, as a test run has, it may read a socket that another loop has emptied
+    (BlockingIOError, which asyncio logs; nothing is lost)."""
+    return [
+        record
+        for record in caplog.records
+        if record.exc_info and "PollerCompletionQueue" not in record.getMessage()
+    ]
