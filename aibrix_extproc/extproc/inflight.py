@@ -1,6 +1,6 @@
-"""How many bytes of bodies are held at once, over all streams.
+"""Bodies that are held, and how many bytes of them at once, over all streams.
 
-Owns one number and its limit. Lives on the event loop's thread; knows no stream.
+Lives on the event loop's thread; knows no stream and no message.
 """
 
 
@@ -21,3 +21,35 @@ class InflightBytes:
     def give(self, size_bytes: int) -> None:
         """A piece that was taken is not held any more."""
         self.used_bytes -= size_bytes
+
+
+class HeldBody:
+    """What is held of one request's body: its pieces, counted in the budget of all."""
+
+    def __init__(self, inflight: InflightBytes) -> None:
+        self._inflight = inflight
+        self._pieces: list[bytes] = []
+        self.size_bytes = 0
+
+    def add(self, piece: bytes) -> bool:
+        """Keep a piece; False where the budget is spent: then the body must go on now.
+
+        The piece is kept all the same, uncounted, so that it goes on with the others.
+        """
+        self._pieces.append(piece)
+        if not self._inflight.take(len(piece)):
+            return False
+        self.size_bytes += len(piece)
+        return True
+
+    def joined(self) -> bytes:
+        """All pieces as one."""
+        if len(self._pieces) != 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
+
+    def let_go(self) -> None:
+        """Nothing is held any more."""
+        self._inflight.give(self.size_bytes)
+        self.size_bytes = 0
+        self._pieces = []

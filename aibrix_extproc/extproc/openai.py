@@ -20,6 +20,14 @@ import xxhash
 from msgspec import Raw
 
 from aibrix_extproc.errors import BadBody, NoModelInRequest
+from aibrix_extproc.extproc.raw_fields import (
+    UNREADABLE,
+    decoded,
+    head,
+    is_null,
+    scalar,
+    size_bytes,
+)
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETION_PATH: Final = "/v1/completions"
@@ -158,9 +166,6 @@ _one_prompt_of: Final = msgspec.json.Decoder(str | list[int]).decode
 _items_of: Final = msgspec.json.Decoder(list[Raw]).decode
 _model_of: Final = msgspec.json.Decoder(_ModelOnly).decode
 
-# RecursionError: brackets nested some hundreds deep. ValueError: bytes that are no UTF-8.
-_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, ValueError)
-
 
 def is_completion_path(path: str) -> bool:
     """Whether `path`, with or without a query string, is one of the two that carry prompts."""
@@ -176,27 +181,27 @@ def parse_body(path: str, body: bytes) -> ParsedBody:
     """
     try:
         fields = _fields_of(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise BadBody(
             "The body is not a JSON object that can be read. Send one, in UTF-8, with the fields "
             "'model' and 'messages' or 'prompt'."
         ) from None
     if len(fields) > MAX_FIELDS:
         raise BadBody(f"The body has more than {MAX_FIELDS} fields. Send those of OpenAI's API.")
-    model = _scalar(fields, "model")
+    model = scalar(fields, "model")
     if not isinstance(model, str) or not model:
         raise NoModelInRequest()
     is_chat = path.partition("?")[0] == CHAT_PATH
     max_tokens = _max_tokens(fields, is_chat)
     read_prompt = _chat if is_chat else _completion
     prompt, prompt_bytes = read_prompt(model, body, fields, max_tokens)
-    salt = _scalar(fields, "cache_salt")
+    salt = scalar(fields, "cache_salt")
     return ParsedBody(
         model=model,
         prompt=prompt,
         prompt_bytes=prompt_bytes,
         cache_salt=salt if isinstance(salt, str) and salt else None,
-        stream=_scalar(fields, "stream") is True,
+        stream=scalar(fields, "stream") is True,
         max_tokens=max_tokens,
         report_mode=_asks_for_report(fields),
     )
@@ -206,7 +211,7 @@ def peek_model(body: bytes) -> str | None:
     """The model of another path's body; None where it is no JSON object with one."""
     try:
         return _model_of(body).model or None
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -215,7 +220,7 @@ def _chat(
 ) -> tuple[Prompt | None, int]:
     try:
         messages = _messages_of(fields.get("messages", Raw()))
-    except _UNREADABLE:
+    except UNREADABLE:
         messages = []
     if not messages:
         raise BadBody(
@@ -236,14 +241,14 @@ def _chat(
         add_special_tokens=False,
     )
     whole = len(messages) > MAX_ITEMS
-    text_bytes = _size(fields["messages"]) if whole else _text_bytes(messages)
-    return prompt, text_bytes + _size(fields.get("tools", Raw()))
+    text_bytes = size_bytes(fields["messages"]) if whole else _text_bytes(messages)
+    return prompt, text_bytes + size_bytes(fields.get("tools", Raw()))
 
 
 def _completion(
     model: str, body: bytes, fields: Mapping[str, Raw], max_tokens: int | None
 ) -> tuple[Prompt | None, int]:
-    if "prompt_embeds" in fields and _is_null(fields, "prompt"):
+    if "prompt_embeds" in fields and is_null(fields, "prompt"):
         return None, 0
     first, prompts = _first_prompt(fields.get("prompt", Raw()))
     if isinstance(first, str):
@@ -265,7 +270,7 @@ def _completion(
         truncate_prompt_tokens=truncate,
         truncate_keeps_first=keeps_first,
         max_output_tokens=_DEFAULT_COMPLETION_TOKENS if max_tokens is None else max_tokens,
-        add_special_tokens=_scalar(fields, "add_special_tokens") is not False,
+        add_special_tokens=scalar(fields, "add_special_tokens") is not False,
     )
     return prompt, len(first_bytes)  # an id is four bytes: tokens * 4
 
@@ -279,7 +284,7 @@ def _first_prompt(value: Raw) -> tuple[str | list[int], int]:
         if (many := _very_many(value)) is not None:
             return _one_prompt_of(many[0]), len(many)
         given = _prompt_of(value)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _bad_prompt() from None
     if isinstance(given, str):
         return given, 1
@@ -293,12 +298,12 @@ def _first_prompt(value: Raw) -> tuple[str | list[int], int]:
 
 def _very_many(value: Raw) -> list[Raw] | None:
     """The prompts of a list with more than MAX_ITEMS of them; None for all else."""
-    if _head(value) != b"[" or _size(value) <= 2 * MAX_ITEMS:
+    if head(value) != b"[" or size_bytes(value) <= 2 * MAX_ITEMS:
         return None
     if bytes(memoryview(value)[1:64]).lstrip()[:1].isdigit():
         return None  # one prompt of token ids
     items = _items_of(value)
-    return items if len(items) > MAX_ITEMS and not _head(items[0]).isdigit() else None
+    return items if len(items) > MAX_ITEMS and not head(items[0]).isdigit() else None
 
 
 def _ids(given: list[int]) -> "array[int]":
@@ -354,65 +359,37 @@ def _text_bytes(messages: list[_Message]) -> int:
         parts = _parts(message.content)
         parts_seen += len(parts)
         if parts and parts_seen <= MAX_ITEMS:
-            total_bytes += sum(_size(part.text) for part in parts)
+            total_bytes += sum(size_bytes(part.text) for part in parts)
         else:
-            total_bytes += _size(message.content)
+            total_bytes += size_bytes(message.content)
     return total_bytes
 
 
 def _parts(content: Raw) -> list[_Part]:
     """The parts of a content; none where it is a text, or cannot be read."""
-    if _head(content) == b"[":
-        with contextlib.suppress(*_UNREADABLE):
+    if head(content) == b"[":
+        with contextlib.suppress(*UNREADABLE):
             return _parts_of(content)
     return []
 
 
 def _truncation(fields: Mapping[str, Raw]) -> tuple[int | None, bool]:
     """How many tokens the engine keeps, and whether they are the first (`truncation_side`)."""
-    keep = _scalar(fields, "truncate_prompt_tokens")
+    keep = scalar(fields, "truncate_prompt_tokens")
     if type(keep) is not int or keep < -1:
         return None, False
-    return keep, _scalar(fields, "truncation_side") == "right"
+    return keep, scalar(fields, "truncation_side") == "right"
 
 
 def _max_tokens(fields: Mapping[str, Raw], is_chat: bool) -> int | None:
     names = ("max_completion_tokens", "max_tokens") if is_chat else ("max_tokens",)
     for name in names:
-        value = _scalar(fields, name)
+        value = scalar(fields, name)
         if type(value) is int and value >= 0:
             return value
     return None
 
 
 def _asks_for_report(fields: Mapping[str, Raw]) -> bool:
-    extra = _decoded(fields, "vllm_xargs")
+    extra = decoded(fields, "vllm_xargs")
     return isinstance(extra, dict) and extra.get("kv_cache_report_mode") == "full"
-
-
-def _is_null(fields: Mapping[str, Raw], name: str) -> bool:
-    return name not in fields or _head(fields[name]) == b"n"
-
-
-def _head(value: Raw) -> bytes:
-    """The first byte, which tells the type: a slice has no white space around it."""
-    return bytes(memoryview(value)[:1])
-
-
-def _size(value: Raw) -> int:
-    return len(memoryview(value))
-
-
-def _scalar(fields: Mapping[str, Raw], name: str) -> object:
-    """A field that should be a scalar; None where it is missing, null or something else."""
-    value = fields.get(name)
-    if value is None or _head(value) in (b"[", b"{"):
-        return None
-    return _decoded(fields, name)
-
-
-def _decoded(fields: Mapping[str, Raw], name: str) -> object:
-    try:
-        return msgspec.json.decode(fields[name]) if name in fields else None
-    except _UNREADABLE:
-        return None

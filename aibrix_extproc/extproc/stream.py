@@ -28,7 +28,7 @@ from aibrix_extproc.extproc.effects import (
     Reply,
     Settled,
 )
-from aibrix_extproc.extproc.inflight import InflightBytes
+from aibrix_extproc.extproc.inflight import HeldBody, InflightBytes
 from aibrix_extproc.extproc.messages import RequestHead
 from aibrix_extproc.extproc.modes import Want, assumed_modes, body_in_pieces, modes_of, want
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
@@ -72,7 +72,7 @@ class Stream:
         `picks` is shared by all streams.
         """
         self._settings = settings
-        self._inflight = inflight
+        self._held = HeldBody(inflight)
         self._refusal = refusal
         self._picks = picks or messages.Picks()
         self._new_id = new_id
@@ -82,8 +82,6 @@ class Stream:
         self._request_id: str | None = None
         self._subset: frozenset[str] | None = None
         self._headers_replied = False
-        self._chunks: list[bytes] = []
-        self._held_bytes = 0
         self._request_ended = False
         self._trailers_owed = False
         self._ticket: object | None = None
@@ -141,7 +139,7 @@ class Stream:
         In duplex it is not: what was echoed is not known, so the stream ends with an error.
         """
         settled = self._settle("passed", "internal_error")
-        self._let_go()
+        self._held.let_go()
         if self._modes.duplex or kind not in _PLAIN:
             self._phase = _Phase.ENDED
             return [*settled, Abort("INTERNAL", "an internal error of aibrix_extproc")]
@@ -160,7 +158,7 @@ class Stream:
         echoed = self._phase is _Phase.PASSING and self._request_ended
         running = echoed and not self._modes.end_seen and quiet_s < LINGER_S
         self._phase = _Phase.ENDED
-        self._let_go()
+        self._held.let_go()
         observed = self._watch.ended(complete=False)
         return [*self._settle("left"), *observed, *([] if running else self._release())]
 
@@ -221,7 +219,7 @@ class Stream:
         if self._modes.assumed and not end_of_stream:
             return self._refuse(body_in_pieces())
         self._request_ended = True
-        if not self._hold(body):
+        if not self._held.add(body):
             return self._pass("inflight_bytes")
         return self._decide(body)
 
@@ -232,11 +230,11 @@ class Stream:
         self._request_ended = end_of_stream
         if self._phase is _Phase.PASSING:
             return _all(messages.echo_request_body(chunk, end_of_stream))
-        if self._held_bytes + len(chunk) > self._settings.max_body_bytes:
+        if self._held.size_bytes + len(chunk) > self._settings.max_body_bytes:
             return self._refuse(BodyTooLarge(self._settings.max_body_bytes))
-        if not self._hold(chunk):
+        if not self._held.add(chunk):
             return self._pass("inflight_bytes")
-        return self._decide(b"".join(self._chunks)) if end_of_stream else []
+        return self._decide(self._held.joined()) if end_of_stream else []
 
     def _on_request_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
         if self._modes.duplex and self._request_ended:
@@ -248,7 +246,7 @@ class Stream:
         if self._phase is _Phase.COLLECTING:
             self._trailers_owed = True
             if self._modes.duplex:
-                return self._decide(b"".join(self._chunks))
+                return self._decide(self._held.joined())
             # Trailers right after the headers: there is no body, and the headers are answered.
             self._phase = _Phase.PASSING
             return [*self._settle("passed", "no_body"), Reply(messages.PASS_REQUEST_TRAILERS)]
@@ -261,7 +259,7 @@ class Stream:
             # Envoy answers by itself (its own limit or time-out): no decision is wanted now.
             self._phase = _Phase.PASSING
             self._request_ended = True
-            self._let_go()
+            self._held.let_go()
         self._answer_begun = True
         reply = messages.reply_to_response_headers(self._client_headers)
         effects = [*self._watch.begins(message, self._modes, reply), Reply(reply)]
@@ -295,7 +293,6 @@ class Stream:
         assert self._head is not None  # noqa: S101  (a body is only collected after a head)
         assert self._request_id is not None  # noqa: S101
         self._phase = _Phase.DECIDING
-        self._chunks = [body]
         trusted = self._settings.trust_client_headers
         return [
             Decide(
@@ -334,12 +331,12 @@ class Stream:
         effects: list[Effect] = [Reply(reply)]
         if self._modes.duplex and not self._without_body():
             ends = self._request_ended and not self._trailers_owed
-            effects += _all(messages.echo_request_body(b"".join(self._chunks), ends))
+            effects += _all(messages.echo_request_body(self._held.joined(), ends))
         if self._trailers_owed:
             effects.append(Reply(messages.PASS_REQUEST_TRAILERS))
         self._headers_replied = True
         self._phase = _Phase.PASSING
-        self._let_go()
+        self._held.let_go()
         return effects
 
     def _without_body(self) -> bool:
@@ -351,23 +348,10 @@ class Stream:
 
     def _end_with(self, response: pb.ProcessingResponse) -> list[Effect]:
         self._phase = _Phase.ENDED
-        self._let_go()
+        self._held.let_go()
         return [Reply(response)]
 
     # -- small parts --------------------------------------------------------------------------
-
-    def _hold(self, chunk: bytes) -> bool:
-        """Keep a piece; False where the bound of all bodies is reached: then it must go on."""
-        self._chunks.append(chunk)
-        if not self._inflight.take(len(chunk)):
-            return False
-        self._held_bytes += len(chunk)
-        return True
-
-    def _let_go(self) -> None:
-        self._inflight.give(self._held_bytes)
-        self._held_bytes = 0
-        self._chunks = []
 
     def _settle(
         self, outcome: str, reason: str = "", error: RequestError | None = None
