@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from aibrix_extproc import collector, logs
+from aibrix_extproc import background, collector, logs
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.decision_pages import DecisionPages
@@ -87,14 +87,7 @@ class App:
         self.tokenizer = TokenizerPool(settings, self.metrics)
         self.levers = LeverBoard(settings, self.metrics, self.registry, self.manager)
         self.decider = self._decider()
-        self.agreement = AgreementService(
-            settings,
-            self.metrics,
-            self.registry,
-            self.decider.agreement,
-            self.tokenizer.flush,
-            self.manager.engine_metrics,
-        )
+        self.agreement = self._agreement()
         self.certificates = Certificates(settings, self.metrics) if settings.grpc_tls_cert else None
         self.health = Health()
         self.processor = Processor(settings, self.metrics, self.decider)
@@ -107,23 +100,10 @@ class App:
             index_backend=self.index_backend,
         )
         self.snapshots = Snapshots(settings, self.metrics, self.index, self.manager, from_peer)
-        self.debug = DebugServer(
-            settings,
-            [
-                InsightPages(self.manager, self.decider, settings.max_body_bytes),
-                AgreementPages(self.decider.agreement),
-                DecisionPages(self.decider.ring),
-                LeverPages(self.levers, settings),
-                SnapshotPage(self.snapshots),
-            ],
-        )
+        self.debug = self._debug_server()
         self.probe = Probe(self.registry, settings, self.metrics)
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
-        self.discovery: EndpointsFile | KubernetesPods = (
-            EndpointsFile(settings.endpoints_file, self.registry, settings, self.metrics)
-            if settings.endpoints_file
-            else KubernetesPods(self.registry, settings, self.metrics)
-        )
+        self.discovery = self._discovery()
         self.registry.subscribe(self.manager.on_pod)
         self.registry.subscribe(self.levers.on_pod)
         self.registry.subscribe(self._show_indexer)
@@ -179,6 +159,34 @@ class App:
         except UnknownStrategy as error:
             raise SettingsError(f"ROUTING_ALGORITHM: {error.message}") from None
 
+    def _agreement(self) -> AgreementService:
+        return AgreementService(
+            self.settings,
+            self.metrics,
+            self.registry,
+            self.decider.agreement,
+            self.tokenizer.flush,
+            self.manager.engine_metrics,
+        )
+
+    def _debug_server(self) -> DebugServer:
+        return DebugServer(
+            self.settings,
+            [
+                InsightPages(self.manager, self.decider, self.settings.max_body_bytes),
+                AgreementPages(self.decider.agreement),
+                DecisionPages(self.decider.ring),
+                LeverPages(self.levers, self.settings),
+                SnapshotPage(self.snapshots),
+            ],
+        )
+
+    def _discovery(self) -> EndpointsFile | KubernetesPods:
+        settings = self.settings
+        if settings.endpoints_file:
+            return EndpointsFile(settings.endpoints_file, self.registry, settings, self.metrics)
+        return KubernetesPods(self.registry, settings, self.metrics)
+
     async def start(self) -> None:
         """Stage one, then stage two. Raises SettingsError where a file or port cannot be used."""
         await self.tokenizer.start()
@@ -227,10 +235,7 @@ class App:
 
     async def stop(self) -> None:
         """Close every part, the last opened first."""
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await background.end(*self._tasks)
         self.watchdog.close()
         await self.snapshots.close()
         await self.debug.close()

@@ -6,12 +6,12 @@ in the engines' counters and not in this one's predictions.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
+from aibrix_extproc import background
 from aibrix_extproc.agreement.asking import EngineAsker
 from aibrix_extproc.agreement.counters import NOTHING, Counted, Growth
 from aibrix_extproc.discovery.pods import Pod
@@ -59,10 +59,7 @@ class Reuse:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await background.end(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 
+from aibrix_extproc import background
 from aibrix_extproc.agreement.asking import EngineAsker
 from aibrix_extproc.agreement.reuse import Reuse
 from aibrix_extproc.agreement.tokenizers import Tokenizers
@@ -58,10 +59,7 @@ class AgreementService:
     async def close(self) -> None:
         """Safe where it was never started."""
         self._loop = None
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await background.end(self._task)
         await self._tokenizers.close()
         await self._reuse.close()
         await self._asker.close()

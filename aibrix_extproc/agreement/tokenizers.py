@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Final
 
+from aibrix_extproc import background
 from aibrix_extproc.agreement.asking import EngineAsker
 from aibrix_extproc.agreement.fingerprints import Fingerprint, Fingerprints
 from aibrix_extproc.discovery.pods import Pod
@@ -65,10 +66,7 @@ class Tokenizers:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await background.end(self._task)
 
     # -- what happens to pods -----------------------------------------------------------------
 

@@ -5,13 +5,13 @@ stands in it. Hands complete listings to the registry.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
 from pathlib import Path
 from typing import Final
 
+from aibrix_extproc import background
 from aibrix_extproc.discovery.endpoints_format import BadEndpoints, Listing, parse_pods
 from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.errors import SettingsError
@@ -74,10 +74,7 @@ class EndpointsFile:
 
     async def close(self) -> None:
         """Stop following. Safe where it was never started."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await background.end(self._task)
 
     async def _follow(self) -> None:
         while True:

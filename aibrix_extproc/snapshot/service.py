@@ -6,13 +6,13 @@ Everything that takes time runs in threads, a source at a time.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from aibrix_extproc import background
 from aibrix_extproc.discovery.pods import Pod, Rank
 from aibrix_extproc.kvevents.feed import Warm
 from aibrix_extproc.kvevents.manager import Followed
@@ -227,10 +227,7 @@ class Snapshots:
 
     async def close(self) -> None:
         """End the tasks, and close what was not claimed."""
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await background.end(*self._tasks)
         self._tasks.clear()
         self._drop()
 
