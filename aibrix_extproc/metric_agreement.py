@@ -35,7 +35,7 @@ class MetricMakers:
 class AgreementMetrics(MetricMakers):
     """Whether engines do what is believed of them."""
 
-    def _agreement(self) -> None:
+    def _engine_tokens(self) -> None:
         self.picks = self._counter(
             "aibrix_extproc_picks_total",
             "Picks by who then served: honoured, other, stranger, unknown.",
@@ -64,6 +64,8 @@ class AgreementMetrics(MetricMakers):
             "Times the remembered tokens of a model were dropped, by reason.",
             "reason",
         )
+
+    def _engine_reuse(self) -> None:
         self.usage_samples = self._counter(
             "aibrix_extproc_usage_samples_total",
             "Sampled answers by how their reuse compares with what was predicted.",

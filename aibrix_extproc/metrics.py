@@ -52,13 +52,18 @@ class Metrics(AgreementMetrics):
         self._children: list[Children[Any]] = []
         self._decisions()
         self._requests()
+        self._booking()
+        self._process()
         self._tokenizer()
-        self._event_sync()
+        self._source_states()
+        self._source_contact()
+        self._events()
         self._index()
         self._levers()
         self._snapshots()
         self._discovery()
-        self._agreement()
+        self._engine_tokens()
+        self._engine_reuse()
         self.models.cover(self._of_models(), self._forget_children)
 
     def children(self, metric: Labelled) -> Children[Labelled]:
@@ -167,6 +172,8 @@ class Metrics(AgreementMetrics):
             "aibrix_extproc_report_mode_requests_total",
             "Requests that make the engine announce its hits again (kv_cache_report_mode: full).",
         )
+
+    def _booking(self) -> None:
         self.reservations_expired = self._counter(
             "aibrix_extproc_reservations_expired_total",
             "Requests that left the ledger of load by time, their end not seen.",
@@ -183,6 +190,8 @@ class Metrics(AgreementMetrics):
             "aibrix_extproc_predictions_evicted_total",
             "Predicted blocks dropped before their time, because too many are held.",
         )
+
+    def _process(self) -> None:
         self.tls_reloads = self._counter(
             "aibrix_extproc_tls_reloads_total",
             "Changes of the gRPC port's certificate files: renewed, failed.",
@@ -241,7 +250,7 @@ class Metrics(AgreementMetrics):
             "aibrix_extproc_tokenizer_breakers_open", "Endpoints that are left alone now."
         )
 
-    def _event_sync(self) -> None:
+    def _source_states(self) -> None:
         self.source_state = self._gauge(
             "aibrix_kv_source_state", "1 for the state that a source is in.", "pod", "rank", "state"
         )
@@ -263,13 +272,14 @@ class Metrics(AgreementMetrics):
             "pod",
             "rank",
         )
-        self.batches = self._counter("aibrix_kv_batches_total", "Batches received.", "pod", "rank")
         self.gaps = self._counter(
             "aibrix_kv_gaps_total", "Holes seen in a source's sequence.", "pod", "rank"
         )
         self.restarts = self._counter(
             "aibrix_kv_restarts_total", "Restarts of an engine seen in its sequence.", "pod", "rank"
         )
+
+    def _source_contact(self) -> None:
         self.replays = self._counter(
             "aibrix_kv_replays_total",
             "Replays by result: complete, partial, failed, none (no replay port).",
@@ -294,6 +304,9 @@ class Metrics(AgreementMetrics):
             "Times a source was emptied, by reason.",
             "reason",
         )
+
+    def _events(self) -> None:
+        self.batches = self._counter("aibrix_kv_batches_total", "Batches received.", "pod", "rank")
         self.blocks_stored = self._counter("aibrix_kv_blocks_stored_total", "Blocks announced.")
         self.blocks_removed = self._counter("aibrix_kv_blocks_removed_total", "Blocks removed.")
         self.skipped_events = self._counter(
