@@ -3,7 +3,6 @@
 AIBRIX_TEST_SEED repeats a run.
 """
 
-import asyncio
 import random
 import statistics
 import time
@@ -17,9 +16,13 @@ from tests.e2e.test_e2e_faults import (
     run_faults,
     seed_of_run,
 )
+from tests.support import eventually_async
 
 RATE = 100.0
 """Requests per second, on two cores."""
+
+SENT_BY_NULL_RUN = 6000
+"""Half a minute at twice the rate."""
 
 
 @pytest.mark.acceptance
@@ -30,7 +33,7 @@ async def test_the_harness_can_do_twice_the_rate_and_nothing_fails_by_itself() -
         (load,) = loads(site, site.rng, {BUFFERED: 2 * RATE})
         load.start()
         began = time.monotonic()
-        await asyncio.sleep(30)
+        await eventually_async(lambda: len(load.sent) >= SENT_BY_NULL_RUN, timeout_s=120)
         elapsed_s = time.monotonic() - began
         done = sum(one.ended > 0 for one in load.sent)
         await load.stop()
