@@ -68,6 +68,11 @@ class Listing:
 class BadEndpoints(ValueError):
     """The text is no endpoints file; the message says which entry and field, and what to write."""
 
+    def __init__(self, message: str, about: str = "") -> None:
+        """`about`: `name` or `address` where two pods share it, `ports` where those collide."""
+        super().__init__(message)
+        self.about = about
+
 
 def parse_pods(text: str, event_port: int, replay_port: int) -> Listing:
     """The pods that an endpoints file lists; the ports are the settings', for entries without.
@@ -115,7 +120,8 @@ def _pod(entry: _Entry, position: int, event_port: int, replay_port: int) -> Pod
     try:
         ranks = _ranks(entry, ip, event_port, replay_port)
     except ValueError as error:
-        raise BadEndpoints(f"pods[{position}] ({entry.name}): kv_events: {error}") from None
+        message = f"pods[{position}] ({entry.name}): kv_events: {error}"
+        raise BadEndpoints(message, about="ports") from None
     return Pod(
         namespace=entry.namespace,
         name=entry.name,
@@ -158,7 +164,8 @@ def _check_unique(values: list[str], field: str) -> None:
     for position, value in enumerate(values):
         if value in first:
             raise BadEndpoints(
-                f"pods[{position}]: {field} {value} is already that of pods[{first[value]}]"
+                f"pods[{position}]: {field} {value} is already that of pods[{first[value]}]",
+                about=field,
             )
         first[value] = position
 
