@@ -73,6 +73,10 @@ class FakeKube:
     def __init__(self) -> None:
         self._lock = threading.Condition()
         self._pods: dict[str, Json] = {}
+        self.workloads: dict[str, list[Json]] = {"deployments": [], "statefulsets": []}
+        """Objects of the group apps; listed, not watched."""
+        self.denied: set[str] = set()
+        """Resources (`pods`, `deployments`, …) whose listing is refused with 403."""
         self._version = 100
         self._history: list[tuple[int, Json]] = []
         self._oldest = 100
@@ -207,11 +211,13 @@ class FakeKube:
             self.lists.append(query)
             if self.list_status is not None:
                 return self.list_status, _status(self.list_status)
+            if path.rpartition("/")[2] in self.denied:
+                return 403, _status(403)
             token = query.get("continue", "")
             if token and self.expire_continue:
                 self.expire_continue = False
                 return 410, _status(410)
-            version, items = self._snapshots.pop(token) if token else self._listing(path)
+            version, items = self._snapshots.pop(token) if token else self._listing(path, query)
             limit = min(int(query.get("limit", 10_000)), self.max_page)
             meta = {"resourceVersion": str(version)}
             if len(items) > limit:
@@ -220,15 +226,19 @@ class FakeKube:
             body = {"kind": "PodList", "apiVersion": "v1", "metadata": meta}
             return 200, body | {"items": items[:limit]}
 
-    def _listing(self, path: str) -> tuple[int, list[Json]]:
+    def _listing(self, path: str, query: dict[str, str]) -> tuple[int, list[Json]]:
         parts = path.split("/")
-        namespace = parts[4] if "namespaces" in parts else None
-        pods = [
-            copy.deepcopy(p)
-            for _, p in sorted(self._pods.items())
-            if _matches(p) and namespace in {None, p["metadata"]["namespace"]}
+        namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else None
+        listed = self.workloads.get(parts[-1])
+        if listed is None:
+            listed = [pod for _, pod in sorted(self._pods.items())]
+        found = [
+            copy.deepcopy(one)
+            for one in listed
+            if (_matches(one) or "labelSelector" not in query)
+            and namespace in {None, one["metadata"]["namespace"]}
         ]
-        return self._version, pods
+        return self._version, found
 
     def watch_refusal(self, query: dict[str, str]) -> tuple[int, bool]:
         """Status of a watch, and whether it is told as an ERROR event under status 200."""
