@@ -1,4 +1,4 @@
-"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`.
+"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`, `doctor`.
 
 Owns the list of commands and the exit codes: 0 well, 1 the command's own failure, 2 a setting
 or an option that cannot be used. A command's parts are imported only when it is asked for.
@@ -13,6 +13,7 @@ import uvloop
 
 from aibrix_extproc import __version__, logs, settings
 from aibrix_extproc.demo import options as demo
+from aibrix_extproc.doctor import options as doctor
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.fakes import options as fakes
 from aibrix_extproc.loadtest import options as loadtest
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", demo, "compare strategies on this machine, with a real Envoy"),
         ("fake-vllm", fakes, "an engine that needs no GPU and computes nothing"),
         ("loadtest", loadtest, "send the demo's workload to any gateway"),
+        ("doctor", doctor, "look at a set-up and name what is wrong with it"),
     ):
         command = commands.add_parser(name, help=text)
         options.add_arguments(command)
