@@ -1,4 +1,4 @@
-"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`, `doctor`.
+"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`, `doctor`, `watch`.
 
 Owns the list of commands and the exit codes: 0 well, 1 the command's own failure, 2 a setting
 or an option that cannot be used. A command's parts are imported only when it is asked for.
@@ -18,6 +18,7 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.fakes import options as fakes
 from aibrix_extproc.loadtest import options as loadtest
 from aibrix_extproc.setting_types import parse_url
+from aibrix_extproc.watch import options as watch
 
 EXIT_SETTINGS = 2
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("fake-vllm", fakes, "an engine that needs no GPU and computes nothing"),
         ("loadtest", loadtest, "send the demo's workload to any gateway"),
         ("doctor", doctor, "look at a set-up and name what is wrong with it"),
+        ("watch", watch, "see, record and replay engines' event streams"),
     ):
         command = commands.add_parser(name, help=text)
         options.add_arguments(command)

@@ -1,7 +1,8 @@
-"""Reads the recordings of a real vLLM under tests/data/vllm."""
+"""Reads the recordings of a real vLLM under tests/data/vllm, and those that `watch` made."""
 
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 from tests.support import data_path
@@ -12,7 +13,13 @@ END_OF_REPLAY = "f" * 16
 
 def recorded(name: str) -> list[dict[str, Any]]:
     """The lines of a gzipped recording, e.g. `0.32-truth/frames`."""
-    with gzip.open(data_path(f"vllm/{name}.jsonl.gz"), "rt", encoding="utf-8") as lines:
+    return lines_of(data_path(f"vllm/{name}.jsonl.gz"))
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a recording anywhere, gzipped or not."""
+    reads = gzip.open if path.suffix == ".gz" else open
+    with reads(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

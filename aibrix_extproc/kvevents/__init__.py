@@ -5,7 +5,7 @@ A pod's ranks become sources (`manager`); a few threads (`subscriber`) read the 
 (`feed`), which carries out what its state machine (`source`, with the table of transitions) says.
 The state machine's parts: what is believed (`belief`), the connection (`contact`), what is applied
 (`progress`, `checkpoint`), what waits (`waiting`), what is asked (`asking`), what is due with time
-(`patience`), and how they move together (`steps`).
+(`patience`), and how they move together (`steps`). Whoever watches a source overhears it (`tap`).
 """
 
 from aibrix_extproc.kvevents.effects import SourceState

@@ -30,6 +30,7 @@ from aibrix_extproc.kvevents.effects import (
 )
 from aibrix_extproc.kvevents.skips import UNREADABLE, Skips
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
+from aibrix_extproc.kvevents.tap import SILENT, Tap
 from aibrix_extproc.kvevents.wire import BadFrame, BadFrames, parse_live
 from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
@@ -95,11 +96,13 @@ class Feed:
         metrics: Metrics,
         on_clear: Callable[[int], None],
         on_new_engine: Callable[[str], None] = lambda pod: None,
+        tap: Tap = SILENT,
     ) -> None:
         """`on_new_engine(pod)`: for all that is known, another engine process is behind it now."""
         self.source = source
         self.pod = pod
         self.rank = rank
+        self.tap = tap
         self.lag_s: float | None = None
         """Between the engine's time stamp on the last live batch and its arrival here."""
         self._index = index
@@ -150,12 +153,14 @@ class Feed:
 
     def connected(self, line: Line, now: float) -> None:
         self._log.changed(f"{self._name}: its event port", "ok")
+        self.tap.contact(True)
         self._run(line, now, self.sync.connected(now))
 
     def disconnected(self, line: Line, now: float) -> None:
         with self._lock:
             if not self._stopped:
                 self._metrics.disconnects.labels(*self._labels).inc()
+        self.tap.contact(False)
         self._run(line, now, self.sync.disconnected(now))
 
     def tick(self, line: Line, now: float) -> None:
@@ -277,6 +282,7 @@ class Feed:
             if self._stopped:
                 return None
             for effect in effects:
+                self.tap.effect(effect)
                 if isinstance(effect, Apply):
                     return self._apply(effect)
                 self._carry_out(effect, line)
@@ -291,6 +297,7 @@ class Feed:
             self.fault()
             logger.exception("%s: batch %d could not be applied", self._name, effect.sequence)
             return _Result(False, ClearReason.ERROR, False)
+        self.tap.applied(effect.sequence, applied)
         if applied.stored:
             self._metrics.blocks_stored.inc(applied.stored)
         if applied.removed:

@@ -7,7 +7,7 @@ other sources: it lives on a `Desk`, whose one thread calls it.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import zmq
@@ -124,6 +124,7 @@ class SourceLine:
             self._replay = Replay(
                 reader.context, reader.board, self._replay_readable, question, reader.options, now
             )
+            self._replay.tap = self.feed.tap
         except zmq.ZMQError as error:
             logger.error("%s: cannot ask %s: %s", self.feed.pod, question.endpoint, error)
             self._fail_replay(question, ReplayFailed(str(error), port_closed=True), now)
@@ -170,8 +171,11 @@ class SourceLine:
         if LinkEvent.DOWN in events:
             messages += link.drain(_DRAIN_LIMIT)
             events += link.events()
+        if LinkEvent.DOWN in events:
             if LinkEvent.UP not in events[events.index(LinkEvent.DOWN) :]:
                 self._give(messages, link, now)
+            else:
+                self._drop(messages, now)
             messages = []
         for event in events:
             if event is LinkEvent.UP:
@@ -182,11 +186,18 @@ class SourceLine:
                 self.feed.handshake_failed(event.name.lower())
         self._give(messages, link, now)
 
-    def _give(self, messages: Iterable[list[bytes]], link: Link, now: float) -> None:
-        for frames in messages:
+    def _give(self, messages: Sequence[list[bytes]], link: Link, now: float) -> None:
+        for given, frames in enumerate(messages):
             if self._link is not link:
+                self._drop(messages[given:], now)
                 return
+            self.feed.tap.message(frames, now)
             self.feed.live(self, frames, now)
+
+    def _drop(self, messages: Iterable[list[bytes]], now: float) -> None:
+        """They may be of another engine process than those that follow."""
+        for frames in messages:
+            self.feed.tap.message(frames, now)
 
     def _read_replay(self, now: float) -> None:
         replay = self._replay

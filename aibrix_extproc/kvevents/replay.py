@@ -21,6 +21,7 @@ from aibrix_extproc.kvevents.sockets import (
     LinkOptions,
     Switchboard,
 )
+from aibrix_extproc.kvevents.tap import SILENT, Tap
 from aibrix_extproc.kvevents.wire import (
     BadFrame,
     BadFrames,
@@ -154,6 +155,7 @@ class Replay:
     ) -> None:
         """Connects and asks. Raises zmq.ZMQError for an endpoint that is none."""
         self.question = question
+        self.tap: Tap = SILENT
         self._conversation = Conversation(question.start, question.timeout_s, now)
         self._context = context
         self._board = board
@@ -168,7 +170,7 @@ class Replay:
 
         A reply that is none gives its reason; what it may have held shows as a hole.
         """
-        messages = self._link.drain(limit)
+        messages = self._drain(limit, now)
         cut = False
         for event in self._link.events():
             if event is LinkEvent.UP:
@@ -179,7 +181,7 @@ class Replay:
                 yield failed
                 return
         if cut:
-            messages += self._link.drain(_DRAIN_LIMIT)
+            messages += self._drain(_DRAIN_LIMIT, now)
         for frames in messages:
             try:
                 outcome = self._conversation.reply(frames, now)
@@ -196,6 +198,12 @@ class Replay:
                 self._ask_again(outcome)
             else:
                 yield outcome
+
+    def _drain(self, limit: int, now: float) -> list[list[bytes]]:
+        messages = self._link.drain(limit)
+        for frames in messages:
+            self.tap.answer(self.question.start, frames, now)
+        return messages
 
     def receives(self, now: float) -> bool:
         """Whether replies come, or are to be expected at once: it takes memory and the engine."""

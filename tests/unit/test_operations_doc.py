@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "aibrix_extproc"
 PAGE = re.sub(r"\s+", " ", (ROOT / "docs" / "operations.md").read_text())
 
-OTHER_COMMANDS = {"demo", "loadtest", "fakes"}
+OTHER_COMMANDS = {"demo", "loadtest", "fakes", "watch"}
 GOOD_STATES = {"ok", "agree"}
 LEVELS = {"warning", "error", "exception", "critical"}
 
