@@ -289,8 +289,12 @@ class App:
         }
 
     async def _follow_readiness(self) -> None:
+        """Until it is ready: from then on only a drain changes it, and that says so itself."""
         while not self._draining:
-            await self.health.set_serving(all(self.readiness().values()))
+            ready = all(self.readiness().values())
+            await self.health.set_serving(ready)
+            if ready:
+                return
             await asyncio.sleep(_READINESS_POLL_S)
 
     def _forget_series(self, before: Pod | None, after: Pod | None) -> None:

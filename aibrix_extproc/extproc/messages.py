@@ -37,13 +37,14 @@ SUBSET_KEY: Final = "x-gateway-destination-endpoint-subset"
 CHUNK_BYTES: Final = 62_000
 """Largest `streamed_response`: Envoy's limit is 64 KiB for the whole message."""
 
-_READ: Final = frozenset(
+REQUEST_HEADERS: Final = frozenset(
     (
         *(":method", ":path", "content-type", "content-length"),
         *(REQUEST_ID, TRACEPARENT),
         *PREFERENCE_HEADERS,
     )
 )
+"""All that is read of a request's headers. The shipped Envoy files send these and `:status`."""
 _TRACEPARENT_VALUE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 """Of W3C Trace Context, version 00."""
 _ID_LIMIT_BYTES: Final = 128
@@ -75,7 +76,7 @@ def read_head(message: pb.HttpHeaders) -> RequestHead:
     seen: dict[str, str] = {}
     for header in message.headers.headers:
         name = header.key.lower()
-        if name in _READ and name not in seen:
+        if name in REQUEST_HEADERS and name not in seen:
             seen[name] = header_text(header)
     return RequestHead(
         method=seen.get(":method", ""),

@@ -11,7 +11,6 @@ import contextlib
 import secrets
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, cast
 
@@ -101,36 +100,44 @@ class PromptKind(StrEnum):
     TOKENS = "tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, eq=False):
     """A prompt to be tokenized. Two prompts are equal where their `cache_key` is."""
 
-    kind: PromptKind = field(compare=False)
-    model: str = field(compare=False, repr=False)
-    body: bytes = field(compare=False, repr=False)
+    kind: PromptKind
+    model: str
+    body: bytes
     """The client's body, unchanged."""
     cache_key: bytes
     """16 bytes over everything that may decide the tokens; its value differs between processes."""
-    fields: Mapping[str, Raw] = field(default_factory=dict, compare=False, repr=False)
+    fields: Mapping[str, Raw] = msgspec.field(default_factory=dict)
     """The top-level fields of `body`, as slices of it."""
-    text: str | None = field(default=None, compare=False, repr=False)
+    text: str | None = None
     """COMPLETION: the text, the first one of a list."""
-    token_ids: "array[int] | None" = field(default=None, compare=False, repr=False)
+    token_ids: "array[int] | None" = None
     """TOKENS: the ids ('I'), the first list of a list of lists."""
-    prompts: int = field(default=1, compare=False)
+    prompts: int = 1
     """How many prompts the body holds; only the first is routed by."""
-    truncate_prompt_tokens: int | None = field(default=None, compare=False)
+    truncate_prompt_tokens: int | None = None
     """Tokens that the engine keeps; -1: what fits beside `max_output_tokens`; None: all."""
-    truncate_keeps_first: bool = field(default=False, compare=False)
+    truncate_keeps_first: bool = False
     """True for `truncation_side: right`; else the last tokens are kept."""
-    max_output_tokens: int = field(default=0, compare=False)
+    max_output_tokens: int = 0
     """What vLLM takes off the context length before it truncates to -1."""
-    add_special_tokens: bool = field(default=True, compare=False)
+    add_special_tokens: bool = True
     """COMPLETION only."""
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompt) and self.cache_key == other.cache_key
 
-@dataclass(frozen=True, slots=True)
-class ParsedBody:
+    def __hash__(self) -> int:
+        return hash(self.cache_key)
+
+    def __repr__(self) -> str:
+        """Without the text: it may come into a log."""
+        return f"Prompt({self.kind}, {len(self.body)} bytes)"
+
+
+class ParsedBody(msgspec.Struct, frozen=True):
     """What routing reads of a body."""
 
     model: str

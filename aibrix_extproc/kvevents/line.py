@@ -136,6 +136,11 @@ class SourceLine:
         """Whether replies come to its replay, or should come at once."""
         return self._replay is not None and self._replay.receives(time.monotonic())
 
+    @property
+    def calm(self) -> bool:
+        """Whether `tick` may be called less often."""
+        return self._replay is None and self._open_at is None and self.feed.sync.calm
+
     # -- what can be read ---------------------------------------------------------------------
 
     def _subscription_readable(self, now: float) -> None:

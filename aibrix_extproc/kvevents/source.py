@@ -94,6 +94,13 @@ class SourceSync(Steps):
         return self._belief.complete
 
     @property
+    def calm(self) -> bool:
+        """Nothing is under way: of time it only notices silence, for which a look now and then
+        is enough."""
+        in_sync = self._belief.state in IN_SYNC
+        return in_sync and self._asking.question is None and self._waiting.first is None
+
+    @property
     def sequence(self) -> int | None:
         """The last number applied of this engine process."""
         mark = self._progress.mark

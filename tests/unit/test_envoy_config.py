@@ -13,6 +13,7 @@ from aibrix_extproc.demo import envoy_config
 from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, Config, PickSource
 from aibrix_extproc.demo.processes import free_port
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.extproc.messages import REQUEST_HEADERS
 from aibrix_extproc.settings import BodyMode, Settings
 from tests.envoy_binary import envoy_path
 from tests.support import eventually_async
@@ -226,6 +227,15 @@ async def test_what_names_no_prefix_skips_the_processor(path: str, content_type:
         assert status == 200
         assert [n for engine in r.engines for n in engine.bodies] == [len(body)]
         assert r.processor.seen == []
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_processor_is_sent_the_headers_that_it_reads_and_no_others(name: str) -> None:
+    config = envoy_config.load(envoy_config.shipped(name))
+    rules = envoy_config.ext_proc(config)["forward_rules"]
+    assert list(rules) == ["allowed_headers"]
+    sent = {pattern["exact"] for pattern in rules["allowed_headers"]["patterns"]}
+    assert sent == REQUEST_HEADERS | {":status"}
 
 
 async def test_secrets_of_clients_go_to_the_engine_and_not_to_the_processor() -> None:
