@@ -11,6 +11,7 @@ import grpc
 
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from tests.contract.picker.exchange import SERVICE, Target
+from tests.contract.picker.wrong_server import read_message
 
 Replies = Callable[[Any], list[Any]]
 
@@ -57,17 +58,20 @@ CRUDE: Final[dict[str, Replies]] = {"mute": _mute, "refuses": _refuses, "agrees"
 
 @asynccontextmanager
 async def crude_server(replies: Replies) -> AsyncIterator[Target]:
-    """One of `CRUDE`, for any model and three pods. An end of Envoy's side is answered with OK."""
+    """One of `CRUDE`, for any model and three pods. An end of Envoy's side, and
+    bytes that are no message, are answered with OK."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
 
     async def process(messages: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
         async for message in messages:
+            if isinstance(message, bytes):
+                return
             for reply in replies(message):
                 yield reply
 
     handler = grpc.stream_stream_rpc_method_handler(
         process,
-        request_deserializer=pb.ProcessingRequest.FromString,
+        request_deserializer=read_message,
         response_serializer=pb.ProcessingResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers(

@@ -53,12 +53,14 @@ class Exchange:
 
     duplex: bool
     request_head: pb.HttpHeaders | None = None
+    metadata: pb.Metadata = field(default_factory=pb.Metadata)
+    """What the data plane knows of the request."""
     request_body: bytes = b""
     request_ended: bool = False
     """The picker was told the end of the request: by headers, a chunk or trailers."""
     has_trailers: bool = False
     log: list[tuple[str, Any]] = field(default_factory=list)
-    """`sent` and a message, `got` and a message, `note` and a text; in order."""
+    """`sent` and a message, `got` and a message, `note` or `missing` and a text; in order."""
     end: str | None = None
     """Name of the gRPC status that the picker ended the stream with; None: it did not."""
     end_details: str = ""
@@ -89,7 +91,10 @@ class Exchange:
 
 
 class Wire:
-    """Drives one stream. `Process` is called with bytes, so that anything can be sent."""
+    """Drives one stream. `Process` is called with bytes, so that anything can be sent.
+
+    Replies are read as they come, as Envoy does, whatever is being sent meanwhile.
+    """
 
     def __init__(self, connection: Any, exchange: Exchange, timeout_s: float) -> None:
         self.exchange = exchange
@@ -100,21 +105,35 @@ class Wire:
             response_deserializer=pb.ProcessingResponse.FromString,
         )()
         self._closed = False
+        self._news = asyncio.Event()
+        self._reader = asyncio.create_task(self._read_all())
 
     async def send(self, message: pb.ProcessingRequest, unknown: bytes = b"") -> None:
-        """Send a message; `unknown` are bytes of fields that no reader knows."""
+        """Send a message; `unknown` are bytes of fields that no reader knows.
+
+        What the data plane knows of the request goes with each message, as Envoy 1.40 does it.
+        """
+        message.metadata_context.MergeFrom(self.exchange.metadata)
+        if not self.exchange.metadata.filter_metadata:
+            message.ClearField("metadata_context")
         self.exchange.log.append(("sent", message))
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._call.write(message.SerializeToString() + unknown)
+        await self._write(message.SerializeToString() + unknown)
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send what is no message."""
+        self.exchange.log.append(("note", f"sent {data!r}, which are no message"))
+        await self._write(data)
 
     async def wait(self, what: str, has_come: Callable[[], bool]) -> None:
-        """Read replies until one is there that Envoy waits for, or the stream is over."""
+        """Until a reply is there that Envoy waits for, or the stream is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
                 while not has_come() and not self.exchange.is_over:
-                    await self._read()
+                    self._news.clear()
+                    await self._news.wait()
                 return
         self.exchange.missing = what
+        self.exchange.log.append(("missing", what))
 
     async def half_close(self) -> None:
         """Envoy has nothing more to send."""
@@ -126,28 +145,26 @@ class Wire:
 
     async def finish(self) -> None:
         """Close, take what still comes, and leave."""
-        if not self._call.done():
+        if self.exchange.end is None:
             await self.half_close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_S):
-                    while self.exchange.end is None:
-                        await self._read()
+            await asyncio.wait([self._reader], timeout=_CLOSE_S)
         self.cancel()
 
     def cancel(self) -> None:
         """The client has left: Envoy resets the stream."""
+        self._reader.cancel()
         self._call.cancel()
 
-    async def _read(self) -> None:
-        try:
-            reply = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            self.exchange.end = error.code().name
-            self.exchange.end_details = error.details() or ""
-            return
-        if reply is grpc.aio.EOF:
-            code = await self._call.code()
-            self.exchange.end = code.name
-            self.exchange.end_details = await self._call.details() or ""
-        else:
-            self.exchange.log.append(("got", reply))
+    async def _write(self, data: bytes) -> None:
+        # A stream that has ended takes nothing more: its end is read.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(data)
+
+    async def _read_all(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while (reply := await self._call.read()) is not grpc.aio.EOF:
+                self.exchange.log.append(("got", reply))
+                self._news.set()
+        self.exchange.end = (await self._call.code()).name
+        self.exchange.end_details = await self._call.details() or ""
+        self._news.set()

@@ -30,7 +30,14 @@ class Fault:
 NONE: Final = Fault("none", ())
 _B, _D, _A = Mode.BUFFERED, Mode.DUPLEX, Mode.ANY
 FAULTS: Final = (
-    Fault("early-ok-end", ("early-end-never-empties-the-body", "early-end-after-the-headers")),
+    Fault(
+        "early-ok-end",
+        (
+            "early-end-on-a-broken-message",
+            "early-end-never-empties-the-body",
+            "early-end-after-the-headers",
+        ),
+    ),
     Fault("ok-end-after-a-piece", ("no-end-before-the-echo",), replies=spoil.ok_after_a_piece),
     Fault(
         "one-large-piece",

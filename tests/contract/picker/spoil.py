@@ -35,6 +35,8 @@ class Passing:
 
     memory: Memory
     is_duplex: bool = False
+    is_broken: bool = False
+    """Bytes came that are no message."""
     ends_seen: int = 0
     kept: list[Reply] = field(default_factory=list)
     own: list[Reply] = field(default_factory=list)

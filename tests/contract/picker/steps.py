@@ -80,7 +80,7 @@ async def _headers(playing: Playing, given: Mapping[str, Any]) -> None:
     exchange.request_ended = head.end_of_stream
     message = pb.ProcessingRequest(request_headers=head)
     _tell_mode(message, playing, given)
-    _tell_subset(message, given)
+    _tell_metadata(exchange, given)
     await wire.send(message, UNKNOWN_FIELDS if given.get("unknown_fields") else b"")
     if head.end_of_stream or not exchange.duplex:
         await wire.wait(
@@ -126,13 +126,13 @@ def _tell_mode(message: pb.ProcessingRequest, playing: Playing, given: Mapping[s
         config.response_body_mode = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
-def _tell_subset(message: pb.ProcessingRequest, given: Mapping[str, Any]) -> None:
+def _tell_metadata(exchange: Exchange, given: Mapping[str, Any]) -> None:
     for namespace, values in given.get("metadata", {}).items():
         held = Struct()
         held.update(values)
-        message.metadata_context.filter_metadata[namespace].CopyFrom(held)
+        exchange.metadata.filter_metadata[namespace].CopyFrom(held)
     if "subset" in given:
-        hint = message.metadata_context.filter_metadata["envoy.lb.subset_hint"]
+        hint = exchange.metadata.filter_metadata["envoy.lb.subset_hint"]
         hint.update({"x-gateway-destination-endpoint-subset": given["subset"]})
 
 
@@ -220,7 +220,7 @@ async def _response_headers(playing: Playing, given: Mapping[str, Any]) -> None:
     headers = {":status": given.get("status", 200), "content-type": "application/json"}
     for name, value in headers.items():
         message.response_headers.headers.headers.add(key=name, raw_value=str(value).encode())
-    _tell_subset(message, given)
+    _tell_metadata(exchange, given)
     await playing.wire.send(message)
     await playing.wire.wait(
         "the reply to the response's headers", lambda: has_replied(exchange, "response_headers")
@@ -265,6 +265,13 @@ async def _cancel(playing: Playing, _given: Mapping[str, Any]) -> None:
     playing.wire.cancel()
 
 
+async def _broken_message(playing: Playing, _given: Mapping[str, Any]) -> None:
+    """Bytes that are no message: the picker must give the stream up by itself."""
+    exchange = playing.exchange
+    await playing.wire.send_bytes(b"\xff\xff\xff\xff")
+    await playing.wire.wait("the end of the stream", lambda: exchange.end is not None)
+
+
 async def _empty_message(playing: Playing, _given: Mapping[str, Any]) -> None:
     """A kind of message that no reader knows yet: no reply is owed."""
     await playing.wire.send(pb.ProcessingRequest(), UNKNOWN_FIELDS)
@@ -280,6 +287,7 @@ STEPS: Final[Mapping[str, Callable[[Playing, Any], Awaitable[None]]]] = {
     "response_trailers": _response_trailers,
     "half_close": _half_close,
     "cancel": _cancel,
+    "broken_message": _broken_message,
     "empty_message": _empty_message,
 }
 """Beside these `health`, which opens no stream (`runner`)."""

@@ -96,6 +96,6 @@ async def test_the_command_fails_on_a_wrong_picker_and_says_what_is_wrong(right:
             *("--target", wrong.address, "--target-mode", "duplex", "-k", "early-end")
         )
     assert code == 1, out
-    assert "rule    In duplex a stream that ends before a byte of the body has come" in out
+    assert "rule    In duplex a picker that gives a stream up" in out
     assert "wrong   the stream was ended with OK before the body was complete" in out
     assert "needs --target-model" in out  # what could not be run, and why

@@ -20,13 +20,13 @@ def told(exchange: Exchange) -> str:
             lines.append(f"sent  {sent(what)}")
         elif kind == "got":
             lines.append(f"got   {got(what)}")
+        elif kind == "missing":
+            lines.append(f"got   nothing more, while Envoy waits for {what}")
         else:
             lines.append(f"      ({what})")
     if exchange.end is not None:
         details = f": {exchange.end_details}" if exchange.end_details else ""
         lines.append(f"got   the end of the stream with status {exchange.end}{details}")
-    if exchange.missing:
-        lines.append(f"got   nothing more, while Envoy waits for {exchange.missing}")
     if exchange.unsent:
         lines.append(f"      (not sent after that: {', '.join(exchange.unsent)})")
     return "\n".join(_folded(lines))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
@@ -30,7 +31,7 @@ async def wrong_server(right: Target, fault: Fault) -> AsyncIterator[Target]:
         proxy = _Proxy(upstream, fault)
         process = grpc.stream_stream_rpc_method_handler(
             proxy.process,
-            request_deserializer=pb.ProcessingRequest.FromString,
+            request_deserializer=read_message,
             response_serializer=pb.ProcessingResponse.SerializeToString,
         )
         health = grpc.unary_unary_rpc_method_handler(
@@ -50,6 +51,14 @@ async def wrong_server(right: Target, fault: Fault) -> AsyncIterator[Target]:
             yield replace(right, address=f"127.0.0.1:{port}")
         finally:
             await server.stop(None)
+
+
+def read_message(data: bytes) -> Any:
+    """A message, or what is none as it came."""
+    try:
+        return pb.ProcessingRequest.FromString(data)
+    except DecodeError:
+        return data
 
 
 class _Proxy:
@@ -81,8 +90,11 @@ class _Proxy:
         try:
             await self._back(passing, call, context)
         except asyncio.CancelledError:
-            self._memory.cancelled += 1
-            raise
+            if not passing.is_broken:
+                self._memory.cancelled += 1
+                raise
+            if self._fault.name != "early-ok-end":
+                await context.abort(grpc.StatusCode.INTERNAL, "no message")
         finally:
             self._memory.open_streams -= 1
             forth.cancel()
@@ -91,6 +103,10 @@ class _Proxy:
     async def _forth(self, passing: Passing, call: Any, context: Any) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while (message := await context.read()) is not grpc.aio.EOF:
+                if isinstance(message, bytes):
+                    passing.is_broken = True
+                    call.cancel()
+                    return
                 passing.saw(message)
                 for changed in self._fault.requests(passing, message):
                     await call.write(changed)
