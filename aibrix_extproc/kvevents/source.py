@@ -102,7 +102,9 @@ class SourceSync(Steps):
 
     @property
     def sequence(self) -> int | None:
-        """The last number applied of this engine process."""
+        """The last number applied of this engine process; not yet that of a batch under way."""
+        if self._applying:
+            return self._sequence_before
         mark = self._progress.mark
         return None if mark is None else mark.sequence
 

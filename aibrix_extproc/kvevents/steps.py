@@ -42,6 +42,8 @@ class Steps:
         self._waiting = Waiting()
         self._asking = Asking(has_replay=has_replay, now=now)
         self._applying = False
+        self._sequence_before: int | None = None
+        """The last number applied before the batch that is being applied."""
         self._unproven = False
         """What is held is of an earlier connection, and nothing shows that its process is this."""
         self._take_any = False
@@ -85,6 +87,8 @@ class Steps:
         return self._belief.flush()
 
     def _take(self, batch: SequencedBatch, *, live: bool) -> None:
+        mark = self._progress.mark
+        self._sequence_before = None if mark is None else mark.sequence
         self._progress.take(batch.sequence, batch.payload, first=not self._belief.dirty)
         self._belief.dirty = True
         self._applying = True

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aibrix_extproc.kvevents.effects import ClearReason, Notice, SourceState
+from aibrix_extproc.kvevents.effects import Apply, ClearReason, Notice, SourceState
 from aibrix_extproc.kvevents.source import SyncLimits
 from aibrix_extproc.kvevents.waiting import OVERHEAD_BYTES
 from tests.unit.kvevents.engine_model import LIMITS, Driver, batch
@@ -45,6 +45,14 @@ class TestFirstConnection:
         assert (driver.state, driver.held_numbers) == (EXACT, [0, 1, 2])
         assert driver.sync.usable
         assert driver.notices == [Notice.REPLAY_COMPLETE]
+
+    def test_its_number_is_that_of_the_last_batch_applied_and_not_of_one_under_way(self) -> None:
+        driver = synced()
+        [apply] = driver.sync.live(3, batch(3), driver.now)
+        assert isinstance(apply, Apply)
+        assert driver.sync.sequence == 2
+        driver.sync.applied(cleared=False, loss=None, now=driver.now)
+        assert driver.sync.sequence == 3
 
     def test_a_replay_that_began_later_makes_it_partial(self) -> None:
         driver = Driver()
