@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance soak bench bench-restart \
+	acceptance soak bench bench-restart gateway-schemas \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -124,6 +124,10 @@ proto-check: $(READY)
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	PYTHON=$(BIN)/python proto/generate "$$tmp" && \
 	diff -ru --exclude='__pycache__' --exclude='__init__.py' aibrix_extproc/extproc/stubs "$$tmp"
+
+# What the CRDs of Envoy Gateway, Gateway API and the Inference Extension say, for tests/manifests.
+gateway-schemas: $(READY)
+	$(BIN)/python -m tests.manifests.derive_crd_schemas
 
 clean:
 	rm -rf core/target $(VENV) $(ENVOY_VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
