@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.index [--trials 5] [--only ingest,match] [--large]
 
 Every trial is a fresh process; the table has the median and, behind it, the least and the most.
-`--large` adds 10 million placements (some minutes, 1 GB). See docs/performance.md.
+`--large` adds 11 and 30 million placements (some minutes, 6 GB). See docs/performance.md.
 """
 
 import argparse
@@ -179,7 +179,9 @@ def bench_latency(bench: Bench) -> None:
 
 def bench_scale(bench: Bench, large: bool) -> None:
     print("\nScale: sources × sequences")
-    shapes = [(10, 2000), (100, 2000), (1000, 200)] + ([(1000, 1500)] if large else [])
+    shapes = [(10, 2000), (100, 2000), (1000, 200)] + (
+        [(1000, 1500), (1000, 4700)] if large else []
+    )
     for sources, sequences in shapes:
         path, blocks = bench.file(sources, sequences, events_per_message=16, arrays=False)
         options = {"file": path, "blocks": blocks, "sources": sources, "trials": 2}
@@ -199,7 +201,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--trials", type=int, default=5)
     options.add_argument("--only", default="naive,ingest,memory,match,removal,latency,scale")
-    options.add_argument("--large", action="store_true", help="10 million placements too")
+    options.add_argument("--large", action="store_true", help="11 and 30 million placements too")
     chosen = options.parse_args()
     wanted = set(chosen.only.split(","))
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
