@@ -3,7 +3,7 @@ say of a manifest: unknown fields, schemas, keys of lists, and CEL rules, after 
 
     assert crds.faults(manifest, "envoy-gateway 1.9.1") == []
 
-Owns the reading of tests/data/schemas/gateway.json (tests/manifests/derive_crd_schemas.py). Knows no
+Owns the reading of tests/data/schemas/gateway.json (`derive_crd_schemas.py` makes it). Knows no
 manifest. The rules run in Google's own CEL runtime; those that compare with the object before a
 change (`oldSelf`) have no meaning for a new one, and are not run.
 """
@@ -55,7 +55,7 @@ def kind_of(obj: Json) -> str:
 
 
 def schema(kind: str, release: str) -> Json:
-    """Of one kind; parts may be `$ref`s into the file's definitions. KeyError: not of that release."""
+    """Of one kind, with `$ref`s into the file's definitions. KeyError: it has none."""
     found: Json = _file()["kinds"][f"{release}: {kind}"]
     return found
 

@@ -1,8 +1,8 @@
 """Derives tests/data/schemas/gateway.json again: `make gateway-schemas`, where go is.
 
-Owns what is kept of the CustomResourceDefinitions that Go modules ship: the kinds that envoy/gateway
-uses, of the oldest and of the newest release that is promised, with their defaults and CEL rules;
-no descriptions, no status. Parts that are equal are kept once.
+Owns what is kept of the CustomResourceDefinitions that Go modules ship: the kinds of
+envoy/gateway, of the oldest and of the newest release that is promised, with their defaults and
+CEL rules; no descriptions, no status. Parts that are equal are kept once.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ KINDS: Final = {
     "gateway.envoyproxy.io/v1alpha1 EnvoyProxy",
     "inference.networking.k8s.io/v1 InferencePool",
 }
-# All of EnvoyProxy is larger than all the rest: a whole pod stands in it four times. A manifest that
-# uses another field is refused until it is named here.
+# All of EnvoyProxy is larger than all the rest: a whole pod stands in it four times. A manifest
+# that uses another field is refused until it is named here.
 ONLY: Final = {"EnvoyProxy": ("logging", "routingType", "telemetry", "shutdown", "mergeGateways")}
 ONLY_TELEMETRY: Final = ("accessLog",)
 
