@@ -21,6 +21,7 @@ from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.decision_pages import DecisionPages
 from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.lever_pages import LeverPages
+from aibrix_extproc.admin.peers import PeerServer
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.admin.snapshot_page import SnapshotPage
 from aibrix_extproc.agreement.service import AgreementService
@@ -67,8 +68,8 @@ class App:
     """The server as one object: `start`, then `drain` and `stop`, or `run` for all of it."""
 
     def __init__(self, settings: Settings, from_peer: str = "") -> None:
-        """Build every part; nothing is opened yet. `from_peer`: URL of a running replica's debug
-        port, whose index is taken over. Raises SettingsError."""
+        """Build every part; nothing is opened yet. `from_peer`: URL of a running replica's peers'
+        or debug port, whose index is taken over. Raises SettingsError."""
         self.settings = settings
         self.metrics = Metrics(max_model_labels=settings.max_model_labels)
         logs.throttle.on_dropped = self.metrics.log_lines_dropped.inc
@@ -100,7 +101,9 @@ class App:
             index_backend=self.index_backend,
         )
         self.snapshots = Snapshots(settings, self.metrics, self.index, self.manager, from_peer)
+        self._snapshot_page = SnapshotPage(self.snapshots)
         self.debug = self._debug_server()
+        self.peers = PeerServer(settings, self._snapshot_page)
         self.probe = Probe(self.registry, settings, self.metrics)
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
         self.discovery = self._discovery()
@@ -177,7 +180,7 @@ class App:
                 AgreementPages(self.decider.agreement),
                 DecisionPages(self.decider.ring),
                 LeverPages(self.levers, self.settings),
-                SnapshotPage(self.snapshots),
+                self._snapshot_page,
             ],
         )
 
@@ -197,6 +200,8 @@ class App:
         await self.admin.start()
         await self.debug.start()
         await self.snapshots.open()
+        # After it: a name that means every replica may mean this one, which has nothing to give.
+        await self.peers.start()
         if self.settings.kv_event_sync:
             self.manager.start_events()
         self.snapshots.start()
@@ -238,6 +243,7 @@ class App:
         await background.end(*self._tasks)
         self.watchdog.close()
         await self.snapshots.close()
+        await self.peers.close()
         await self.debug.close()
         await self.admin.close()
         if self._server is not None:

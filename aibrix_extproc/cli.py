@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-peer",
         metavar="URL",
         default="",
-        help="take over the index of a running replica: the URL of its debug port "
+        help="take over the index of a running replica: the URL of its peers' or debug port "
         "(docs/warm-restart.md). Where that fails, the start goes on without it.",
     )
     command.set_defaults(run=lambda args: serve(args.from_peer))

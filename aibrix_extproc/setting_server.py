@@ -12,6 +12,7 @@ from aibrix_extproc.setting_types import (
     LOWER,
     UPPER,
     Address,
+    AddressOrNone,
     DurationOrZero,
     Names,
     SettingsGroup,
@@ -57,8 +58,14 @@ class ServerSettings(SettingsGroup):
     debug_hosts: Names = var(
         (),
         "AIBRIX_EXTPROC_DEBUG_HOSTS",
-        "Names, separated by commas, by which the debug port may be asked beside IP addresses "
-        "and `localhost`.",
+        "Names, separated by commas, by which the debug port and the peers' port may be asked "
+        "beside IP addresses and `localhost`.",
+    )
+    peer_address: AddressOrNone = var(
+        "",
+        "AIBRIX_EXTPROC_PEER_ADDRESS",
+        "Where other replicas fetch `/snapshot` (`serve --from-peer`), and nothing else is "
+        "answered. Unset: only the debug port answers it.",
     )
     log_level: Annotated[LogLevel, UPPER] = var(
         LogLevel.INFO, "AIBRIX_EXTPROC_LOG_LEVEL", "Least severe log line."

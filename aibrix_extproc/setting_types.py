@@ -50,6 +50,11 @@ def _address(value: object) -> object:
     return f"{host or '0.0.0.0'}:{number}"  # noqa: S104
 
 
+def _address_or_none(value: object) -> object:
+    """An address, or empty for none."""
+    return _address(value) if value != "" else value
+
+
 def _endpoint(value: object) -> object:
     return parse_url(value) if isinstance(value, str) else ""
 
@@ -94,6 +99,7 @@ DurationOrZero = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=_MA
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Address = Annotated[str, BeforeValidator(_address)]
+AddressOrNone = Annotated[str, BeforeValidator(_address_or_none)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 BodyLimit = Annotated[int, BeforeValidator(_size), Field(ge=0, le=_MAX_BODY_BYTES)]
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]

@@ -1,4 +1,4 @@
-"""Keeps web pages away from the debug port: whoever browses near it must not act through it.
+"""Keeps web pages away from the debug and peers' ports: who browses near them must not act there.
 
 Owns the rules, as a middleware. Knows no page. The port has no authentication: it trusts who can
 reach it, and a browser on an operator's machine can, on behalf of any site that it shows. So:

@@ -1,4 +1,4 @@
-"""The snapshot of a running replica, fetched from its debug port.
+"""The snapshot of a running replica, fetched from its peers' or debug port.
 
 Owns the HTTP call, its time-outs and its bound. What comes is kept in a nameless file and checked
 like a file of our own: a replica is not trusted to send sense.
@@ -28,7 +28,7 @@ _PIECE_BYTES: Final = 1024 * 1024
 
 
 async def fetch(url: str, folder: Path | None, limit_bytes: int) -> SnapshotFile:
-    """The snapshot of the replica whose debug port is at `url`, checked.
+    """The snapshot of the replica whose peers' (or debug) port is at `url`, checked.
 
     `folder`: for the nameless file; None: the system's for temporary ones. Raises
     SnapshotRefused.
@@ -58,7 +58,7 @@ async def _receive(url: str, file: BinaryIO, limit_bytes: int) -> None:
         ):
             if reply.status != 200:
                 raise SnapshotRefused(
-                    Refusal.UNREADABLE, f"the replica answered {reply.status}: is it a debug port?"
+                    Refusal.UNREADABLE, f"the replica answered {reply.status}: is it a peers' port?"
                 )
             async for piece in reply.content.iter_chunked(_PIECE_BYTES):
                 received += len(piece)

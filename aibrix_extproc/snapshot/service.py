@@ -59,8 +59,8 @@ class Snapshots:
         manager: Follows,
         from_peer: str = "",
     ) -> None:
-        """`from_peer`: URL of a replica's debug port, to be asked first. Raises SettingsError
-        for a path where nothing can be written."""
+        """`from_peer`: URL of a replica's peers' or debug port, to be asked first. Raises
+        SettingsError for a path where nothing can be written."""
         self._settings = settings
         self._metrics = metrics
         self._index = index

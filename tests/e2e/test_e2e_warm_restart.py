@@ -9,15 +9,18 @@ import pytest_asyncio
 from aibrix_extproc.fakes.config import EngineConfig
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import MATCHED, caught_up, counted, depths, sources, text
-from tests.support import eventually_async
+from tests.support import eventually_async, free_port
 
 OPENED = "aibrix_kv_snapshots_opened_total"
 SAVES = "aibrix_kv_snapshot_saves_total"
 SOURCES = "aibrix_kv_snapshot_sources_total"
 CLEARS = "aibrix_kv_source_clears_total"
 
+PEERS = f"127.0.0.1:{free_port()}"
+"""The peers' port of the first processor."""
 BUFFER_STEPS = 8
 """So few that a replay from the start brings back next to nothing."""
+SECOND = {"AIBRIX_KV_SNAPSHOT_PATH": "", "AIBRIX_EXTPROC_PEER_ADDRESS": ""}
 ENGINES = [EngineConfig(name=f"engine-{number}", buffer_steps=BUFFER_STEPS) for number in range(2)]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,6 +33,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
         "AIBRIX_KV_SNAPSHOT_PATH": str(path),
         "AIBRIX_KV_SNAPSHOT_INTERVAL": "0",
         "AIBRIX_EXTPROC_PRE_STOP_DELAY": "0",
+        "AIBRIX_EXTPROC_PEER_ADDRESS": PEERS,
     }
     async with gateway(engines=ENGINES, environment=environment) as stack:
         yield stack, path
@@ -166,15 +170,16 @@ async def test_a_damaged_file_is_refused_and_the_processor_serves(
     assert int(after.headers[MATCHED]) == after.cached_tokens > 0
 
 
+@pytest.mark.parametrize("port", ["peers", "debug"])
 async def test_a_second_replica_takes_over_from_the_first(
-    warm: tuple[Stack, Path], tmp_path: Path
+    warm: tuple[Stack, Path], port: str
 ) -> None:
     stack, _ = warm
     prompt = text("peer")
     await stack.complete(prompt)
     await caught_up(stack)
-    url = stack.servers[0].debug_url
-    second = await stack.add_server({"AIBRIX_KV_SNAPSHOT_PATH": ""}, "--from-peer", url)
+    url = f"http://{PEERS}" if port == "peers" else stack.servers[0].debug_url
+    second = await stack.add_server(SECOND, "--from-peer", url)
     try:
         assert await counted(stack, OPENED, server=1, origin="peer", result="read") == 1
         assert await counted(stack, SOURCES, server=1, result="imported") == 2
@@ -191,12 +196,27 @@ async def test_a_replica_that_cannot_be_reached_costs_only_warmth(
     warm: tuple[Stack, Path],
 ) -> None:
     stack, _ = warm
-    second = await stack.add_server(
-        {"AIBRIX_KV_SNAPSHOT_PATH": ""}, "--from-peer", stack.servers[0].admin_url
-    )
+    second = await stack.add_server(SECOND, "--from-peer", stack.servers[0].admin_url)
     try:
         assert await counted(stack, OPENED, server=1, origin="peer", result="unreadable") == 1
         assert {one["state"] for one in (await sources(stack, 1)).values()} <= {"EXACT", "PARTIAL"}
+    finally:
+        second.process.kill()
+        stack.servers.pop()
+
+
+async def test_a_replica_that_asks_itself_takes_its_own_file(warm: tuple[Stack, Path]) -> None:
+    """A name that means every replica may mean the one that starts, which has nothing to give."""
+    stack, path = warm
+    await caught_up(stack)
+    await ended(stack)
+    assert path.stat().st_size > 0
+    url = f"http://{PEERS}"
+    second = await stack.add_server({}, "--from-peer", url)
+    try:
+        assert await counted(stack, OPENED, server=1, origin="peer", result="unreadable") == 1
+        assert await counted(stack, OPENED, server=1, origin="file", result="read") == 1
+        assert await counted(stack, SOURCES, server=1, result="imported") == 2
     finally:
         second.process.kill()
         stack.servers.pop()

@@ -93,7 +93,7 @@ async def test_a_replica_that_is_not_there_is_refused() -> None:
 async def test_a_port_without_such_a_page_is_refused(url_of: UrlOf) -> None:
     error = await refusal(await url_of(Replica()) + "/elsewhere")
     assert error.reason is Refusal.UNREADABLE
-    assert "answered 404: is it a debug port?" in str(error)
+    assert "answered 404: is it a peers' port?" in str(error)
 
 
 async def test_a_replica_that_falls_silent_is_refused(
