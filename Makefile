@@ -12,11 +12,16 @@ ENVOY := $(ENVOY_VENV)/bin/envoy
 CORE_SOURCES := core/Cargo.toml core/Cargo.lock $(shell find core/src -name '*.rs')
 CARGO := $(shell command -v cargo)
 SOAK_SECONDS ?= 600
+TOOLS := .tools/bin
+GO := $(shell command -v go)
+KUBERNETES_VERSION := v1.37.2
+KUSTOMIZE_VERSION := v5.8.2
+HELM_VERSION := v3.22.0
 FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance soak bench bench-restart gateway-schemas \
+	acceptance soak kube-tools kube-schemas kube-test gateway-schemas bench bench-restart \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -84,6 +89,32 @@ soak: setup
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m tests.chaos
+
+# helm and kustomize, with which `make test` compares the chart and the kustomizations. About two
+# minutes of two cores, once; without go nothing is built and those tests are skipped.
+kube-tools: $(if $(GO),$(TOOLS)/kustomize $(TOOLS)/helm)
+	@$(if $(GO),:,echo "no go on the PATH: neither helm nor kustomize is built")
+
+GO_BUILD = GOFLAGS="-p=$(JOBS) -buildvcs=false" CGO_ENABLED=0
+
+$(TOOLS)/kustomize:
+	$(GO_BUILD) GOBIN=$(abspath $(TOOLS)) go install -trimpath -ldflags "-s -w" sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION)
+
+$(TOOLS)/helm:
+	$(GO_BUILD) GOBIN=$(abspath $(TOOLS)) go install -trimpath -ldflags "-s -w" helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+
+# A real etcd and kube-apiserver, of the versions in tests/kube/go.mod: some six minutes of two cores.
+$(TOOLS)/kube-apiserver: tests/kube/go.mod tests/kube/go.sum
+	cd tests/kube && $(GO_BUILD) go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES_VERSION)" -o $(abspath $(TOOLS))/ ./etcd ./kube-apiserver
+	@touch $@
+
+# Every manifest applied to a real API server, and discovery against it. Not part of `make test`.
+kube-test: setup kube-tools $(if $(GO),$(TOOLS)/kube-apiserver)
+	$(BIN)/python -m pytest -m kube -v tests/kube
+
+# The schemas of tests/data/schemas/kubernetes.json, derived anew.
+kube-schemas: $(READY)
+	$(BIN)/python -m tests.manifests.derive_kube_schemas
 
 # A table here, JSON in bench-results/; what it means is in docs/performance.md.
 # Tables on the terminal, JSON in bench-results/; BENCH holds options of one of them.
