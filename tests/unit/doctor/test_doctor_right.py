@@ -94,7 +94,7 @@ async def test_the_compose_files_environment_with_its_envoy_is_green() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
     environment = {
         name: str(value).replace("/etc/aibrix-extproc", str(ROOT / "envoy"))
-        for name, value in compose["services"]["processor"]["environment"].items()
+        for name, value in compose["services"]["processor-1"]["environment"].items()
     }
     asked = Asked(envoy_dump=str(ROOT / "envoy" / OVERRIDE_HOST), timeout_s=0.05, listen_s=0.05)
     findings = run_checks(await collect(asked, environment))
