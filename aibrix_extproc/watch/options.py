@@ -1,9 +1,11 @@
 """The command `watch`: its options, and which station they mean."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     drawn = console.is_terminal and not (args.json or args.once)
     lines = LastLines()
     once = args.once or (bool(args.replay) and not console.is_terminal and args.speed is None)
-    _log_to(lines if drawn else logging.StreamHandler(sys.stderr), once)
+    handler = lines if drawn else logging.StreamHandler(sys.stderr)
     show = loop.Show(
         Choices(sort=Sort(args.sort), with_tokens=args.show_tokens),
         args.interval,
@@ -80,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         _limit_s(args, once),
     )
     try:
-        return loop.watch(_station(args, settings, lines, console), show, console, Keys())
+        with _logging_to(handler, once):
+            return loop.watch(_station(args, settings, lines, console), show, console, Keys())
     except SettingsError:
         raise
     except BrokenPipeError:
@@ -102,22 +105,11 @@ def _limit_s(args: argparse.Namespace, once: bool) -> float | None:
 def _station(
     args: argparse.Namespace, settings: "Settings", lines: "LastLines", console: object
 ) -> "Station":
-    from aibrix_extproc.setting_types import parse_url
-    from aibrix_extproc.watch.live import Live
-    from aibrix_extproc.watch.playback import Playback
-    from aibrix_extproc.watch.recorder import Recorder
-    from aibrix_extproc.watch.server import Server
-    from aibrix_extproc.watch.sources import parse_targets, read_targets, without_replay
-
     if args.server is not None:
-        try:
-            url = parse_url(args.server)
-        except ValueError as error:
-            raise SettingsError(f"--server: {error}") from None
-        return Server(
-            url, interval_s=args.interval, with_holdings=args.holdings, log_lines=lines.lines
-        )
+        return _server(args, lines)
     if args.replay:
+        from aibrix_extproc.watch.playback import Playback
+
         paced = getattr(console, "is_terminal", False) and not args.once
         speed = args.speed if args.speed is not None else (1.0 if paced else 0.0)
         playback = Playback(
@@ -129,6 +121,25 @@ def _station(
         )
         lines.clock = lambda: playback.now
         return playback
+    return _live(args, settings, lines)
+
+
+def _server(args: argparse.Namespace, lines: "LastLines") -> "Station":
+    from aibrix_extproc.setting_types import parse_url
+    from aibrix_extproc.watch.server import Server
+
+    try:
+        url = parse_url(args.server)
+    except ValueError as error:
+        raise SettingsError(f"--server: {error}") from None
+    return Server(url, interval_s=args.interval, with_holdings=args.holdings, log_lines=lines.lines)
+
+
+def _live(args: argparse.Namespace, settings: "Settings", lines: "LastLines") -> "Station":
+    from aibrix_extproc.watch.live import Live
+    from aibrix_extproc.watch.recorder import Recorder
+    from aibrix_extproc.watch.sources import parse_targets, read_targets, without_replay
+
     targets = parse_targets(args.sources)
     if args.endpoints_file is not None:
         targets += read_targets(args.endpoints_file, settings)
@@ -157,13 +168,21 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError("--holdings is of --server, which is not given; elsewhere it is shown")
 
 
-def _log_to(handler: logging.Handler, once: bool) -> None:
+@contextlib.contextmanager
+def _logging_to(handler: logging.Handler, once: bool) -> Iterator[None]:
     """What event sync logs; before a summary, only failures of this process."""
+    root, library = logging.getLogger(), logging.getLogger("httpx")
+    before = (root.handlers, root.level, library.level)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    level = logging.ERROR if once else logging.INFO
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    root.handlers = [handler]
+    root.setLevel(logging.ERROR if once else logging.INFO)
+    library.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers = before[0]
+        root.setLevel(before[1])
+        library.setLevel(before[2])
 
 
 def _seconds(text: str) -> float:
