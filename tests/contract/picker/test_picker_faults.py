@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
 
+from tests.certificates import Authority
 from tests.contract.picker.crude_servers import CRUDE, crude_server
 from tests.contract.picker.exchange import Target
 from tests.contract.picker.faults import FAULTS, NONE, Fault
@@ -87,6 +89,19 @@ async def test_a_picker_of_another_make_passes_the_profile_epp() -> None:
     assert "tests of tests/contract that drive no target are deselected" in out
     assert "skipped" not in out.splitlines()[-1]
     assert "failed" not in out.splitlines()[-1]
+
+
+async def test_a_picker_is_asked_over_tls_where_its_authority_is_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    pair = authority.issue("picker")
+    own = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.cert.read_bytes())])
+    async with tiny_picker(own) as tiny:
+        named = replace(tiny, authority=authority.path.read_bytes())
+        for name in ("pick-by-header", "health-readiness"):
+            vector = VECTORS[name]
+            assert (await run(vector, vector.modes[0], named)).failure == ""
+            unnamed = await run(vector, vector.modes[0], replace(tiny, timeout_s=1.0))
+            assert "UNAVAILABLE" in unnamed.failure
 
 
 async def test_the_command_fails_on_a_wrong_picker_and_says_what_is_wrong(right: Target) -> None:
