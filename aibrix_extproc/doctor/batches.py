@@ -5,6 +5,7 @@ begin a prompt. The payload is decoded as the index does it.
 """
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -72,6 +73,7 @@ class Summary:
             count=len(self._sequences),
             first_sequence=self._sequences[0] if self._sequences else None,
             last_sequence=self._sequences[-1] if self._sequences else None,
+            fell=next((p for p in itertools.pairwise(self._sequences) if p[1] < p[0]), None),
             topics=frozenset(self._topics),
             block_sizes=frozenset(self._block_sizes),
             unreadable=dict(self._unreadable),

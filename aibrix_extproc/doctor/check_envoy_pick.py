@@ -180,11 +180,17 @@ def _engines(facts: Facts) -> list[tuple[Use, Route, Cluster]]:
 def check_pick_used(facts: Facts) -> Iterator[Finding]:
     """The cluster after a pick looks at it."""
     ways = list(_ways(facts))
+    clusters = dump_of(facts).clusters
+    for use in all_uses(facts):
+        missing = [name for name in use.start.clusters if name not in clusters]
+        if use.config is not None and missing:
+            yield NO_ENGINES.found(use.where, f"the cluster {missing[0]} is not there")
     used = any(c and (_policy(c) is not None or _is_original_dst(c)) for *_, c in ways)
     for use, route, name, cluster in ways:
         where = f"{use.host.name}/{route.name}"
         if cluster is None:
-            yield NO_ENGINES.found(where, f"the cluster {name} is not there")
+            if route != use.start:
+                yield NO_ENGINES.found(where, f"the cluster {name} is not there")
         elif _policy(cluster) is not None:
             if not cluster.endpoints and not _dynamic(cluster):
                 yield NO_ENGINES.found(where, f"the cluster {name} has no host")

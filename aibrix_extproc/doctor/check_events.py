@@ -181,7 +181,9 @@ def check_event_ports(facts: Facts) -> Iterator[Finding]:
             yield PORT_UNREACHABLE.found(name(stream), f"{where}: {seen.reached}")
         elif seen.listener is not Listener.ZMQ:
             yield NOT_ZMQ.found(name(stream), f"{where} is {seen.listener}")
-        elif seen.mechanism and (seen.mechanism == "CURVE") != curve:
+        elif not seen.mechanism:
+            yield NO_HANDSHAKE.found(name(stream), f"{where}: its greeting is not whole")
+        elif (seen.mechanism == "CURVE") is not curve:
             ours = "CURVE" if curve else "no keys"
             yield CURVE.found(name(stream), f"{where} speaks {seen.mechanism}; here are {ours}")
         elif seen.socket_type not in {"", "PUB", "XPUB"}:
@@ -210,9 +212,9 @@ def check_batches(facts: Facts) -> Iterator[Finding]:
             told = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
             mild = Severity.YELLOW if set(reasons) <= _ONLY_LEFT_OUT else None
             yield UNREADABLE.found(name(stream), told, mild)
-        first, last = stream.live.first_sequence, stream.live.last_sequence
-        if first is not None and last is not None and last < first:
-            yield SEQUENCE.found(name(stream), f"batch {last} came after {first}")
+        if stream.live.fell is not None:
+            before, after = stream.live.fell
+            yield SEQUENCE.found(name(stream), f"batch {after} came after {before}")
 
 
 def _joined(*counts: Mapping[str, int]) -> dict[str, int]:

@@ -178,6 +178,12 @@ _LABELS: Final = (MODEL_LABEL, PORT_LABEL, KV_EVENTS_LABEL, LORA_ID_LABEL)
 _KEYS: Final = (*_LABELS, DATA_PARALLEL_ANNOTATION)
 _PREFIX: Final = MODEL_LABEL.partition("/")[0]
 _NAMES: Final = {key.partition("/")[2]: key for key in _KEYS}
+_OTHER_WORDS: Final = {
+    "model": MODEL_LABEL,
+    "model-name": MODEL_LABEL,
+    "kv-events": KV_EVENTS_LABEL,
+    "kv-cache-events-enabled": KV_EVENTS_LABEL,
+}
 _NEAR_NAME: Final = 0.75
 _NEAR_PREFIX: Final = 0.7
 _NEAR_PORT: Final = 0.8
@@ -306,7 +312,7 @@ def near_key(key: str) -> str | None:
         ratio = difflib.SequenceMatcher(None, prefix, _PREFIX).ratio()
         return _NAMES.get(name) if ratio >= _NEAR_PREFIX else None
     close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=_NEAR_NAME)
-    return _NAMES[close[0]] if close else None
+    return _NAMES[close[0]] if close else _OTHER_WORDS.get(name)
 
 
 def _swapped(obj: PodObject) -> Iterator[Finding]:

@@ -204,9 +204,10 @@ def _addresses(s: Settings) -> Iterator[Finding]:
         ("AIBRIX_EXTPROC_GRPC_ADDRESS", s.grpc_address),
         ("AIBRIX_EXTPROC_ADMIN_ADDRESS", s.admin_address),
         ("AIBRIX_EXTPROC_DEBUG_ADDRESS", s.debug_address),
+        ("AIBRIX_EXTPROC_PEER_ADDRESS", s.peer_address),
     ):
         port = address.rpartition(":")[2]
-        if port != "0" and port in seen:
+        if port not in {"", "0"} and port in seen:
             yield ADDRESSES_EQUAL.found(name, f"{name} and {seen[port]} are both port {port}")
         seen.setdefault(port, name)
 

@@ -67,12 +67,13 @@ async def look_at_streams(
 ) -> tuple[tuple[Stream, ...], tuple[Probed, ...]]:
     """All streams, and what probes came to (none where `probe` is false)."""
     streams = await _greet_all(streams_of(engines), caller.timeout_s)
-    spoken_to = [s for s in streams if s.events.listener is Listener.ZMQ]
+    spoken_to = [s for s in streams if _may_publish(s.events, options)]
     probed: list[Probed] = []
     heard: dict[str, Stream] = {}
     if spoken_to:
         with Listening([s.event_endpoint for s in spoken_to], options) as listening:
-            await _until_connected(listening, len(spoken_to), caller.timeout_s)
+            every = range(len(spoken_to))
+            await _until(lambda: all(map(listening.connected, every)), caller.timeout_s)
             if probe:
                 await asyncio.sleep(_AFTER_SUBSCRIBING_S)
                 # One after another: whose events they are must be plain.
@@ -90,6 +91,13 @@ async def look_at_streams(
                 heard[name(stream)] = replace(stream, connected=up, live=live)
     streams = [heard.get(name(stream), stream) for stream in streams]
     return tuple(await _replay_all(streams, options, caller.timeout_s)), tuple(probed)
+
+
+def _may_publish(greeting: Greeting, options: LinkOptions) -> bool:
+    if greeting.listener is not Listener.ZMQ or not greeting.mechanism:
+        return False
+    has_our_keys = (greeting.mechanism == "CURVE") is (options.curve is not None)
+    return has_our_keys and greeting.socket_type in {"", "PUB", "XPUB"}
 
 
 def name(stream: Stream) -> str:
@@ -123,11 +131,15 @@ async def greet(endpoint: str, timeout_s: float) -> Greeting:
     reader, writer = opened
     heard = bytearray()
     try:
-        writer.write(zmtp.GREETING)
-        await _hear(reader, heard, min(timeout_s, 1.0))
-        if not heard:  # an HTTP server may wait for the end of a line
+        # libzmq hangs up on another mechanism than its own before it has named that.
+        writer.write(zmtp.GREETING[: zmtp.BEFORE_MECHANISM])
+        await _hear(reader, heard, lambda said: bool(zmtp.mechanism(said)), min(timeout_s, 1.0))
+        if zmtp.mechanism(bytes(heard)) == "NULL":
+            writer.write(zmtp.GREETING[zmtp.BEFORE_MECHANISM :])
+            await _hear(reader, heard, lambda said: bool(zmtp.socket_type(said)), timeout_s)
+        elif not heard:  # an HTTP server may wait for the end of a line
             writer.write(b"\r\n\r\n")
-            await _hear(reader, heard, min(timeout_s, 0.5))
+            await _hear(reader, heard, bool, min(timeout_s, 0.5))
     except OSError:
         pass  # it hung up; what was heard counts
     finally:
@@ -136,25 +148,30 @@ async def greet(endpoint: str, timeout_s: float) -> Greeting:
     return Greeting(Reached.OPEN, zmtp.listener(said), zmtp.mechanism(said), zmtp.socket_type(said))
 
 
-async def _hear(reader: asyncio.StreamReader, heard: bytearray, timeout_s: float) -> None:
-    """Until the greeting and the READY command are there, or it hangs up, or time is over."""
+async def _hear(
+    reader: asyncio.StreamReader,
+    heard: bytearray,
+    enough: Callable[[bytes], bool],
+    timeout_s: float,
+) -> None:
+    """Until it is enough, or no ZMTP, or it hangs up, or time is over."""
     try:
         async with asyncio.timeout(timeout_s):
-            while part := await reader.read(4096):
+            while not enough(said := bytes(heard)):
+                if said and zmtp.listener(said) is not Listener.ZMQ:
+                    return
+                part = await reader.read(4096)
+                if not part:
+                    return
                 heard += part
-                said = bytes(heard)
-                if zmtp.listener(said) is not Listener.ZMQ or zmtp.socket_type(said):
-                    return
-                if zmtp.mechanism(said) not in {"", "NULL"}:
-                    return
     except TimeoutError:
         pass
 
 
-async def _until_connected(listening: Listening, count: int, timeout_s: float) -> None:
+async def _until(holds: Callable[[], bool], timeout_s: float) -> None:
     until = asyncio.get_running_loop().time() + timeout_s
     while asyncio.get_running_loop().time() < until:
-        if all(listening.connected(number) for number in range(count)):
+        if holds():
             return
         await asyncio.sleep(_POLL_S)
 
@@ -204,8 +221,14 @@ async def _probe(
     def roots_of(number: int) -> tuple[StoredSeen, ...]:
         return summed_up(listening.messages(number)[before[number] :]).roots
 
-    if own and answer.status == 200:
-        await _until_delivered(roots_of, own, tokens, caller.timeout_s)
+    def is_delivered() -> bool:
+        every = [stored for number in range(len(streams)) for stored in roots_of(number)]
+        if any(begins(tokens, stored) for stored in every):
+            return True
+        return tokens is None and any(roots_of(number) for number in own)
+
+    if answer.status == 200:
+        await _until(is_delivered, caller.timeout_s)
     return Probed(
         pod.key,
         replace(answer, body=answer.body if answer.status != 200 else b""),
@@ -241,17 +264,3 @@ async def _tokens(
         if ids is not None:
             return tuple(ids)
     return None
-
-
-async def _until_delivered(
-    roots_of: Callable[[int], tuple[StoredSeen, ...]],
-    own: Sequence[int],
-    tokens: tuple[int, ...] | None,
-    timeout_s: float,
-) -> None:
-    until = asyncio.get_running_loop().time() + timeout_s
-    while asyncio.get_running_loop().time() < until:
-        found = [stored for number in own for stored in roots_of(number)]
-        if any(begins(tokens, stored) for stored in found) or (tokens is None and found):
-            return
-        await asyncio.sleep(_POLL_S)

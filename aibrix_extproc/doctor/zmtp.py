@@ -11,6 +11,8 @@ from aibrix_extproc.doctor.facts import Listener
 
 GREETING: Final = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 GREETING_BYTES: Final = 64
+BEFORE_MECHANISM: Final = 12
+"""Bytes of signature and version."""
 _SIGNATURE_BYTES: Final = 10
 _MECHANISM: Final = slice(12, 32)
 _READY: Final = b"\x05READY"
