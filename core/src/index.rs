@@ -4,13 +4,14 @@
 //! thread. Payloads of one source must come in order, from one thread at a time; different
 //! sources never wait for one another, and readers wait for nobody.
 
-use crate::apply::{Application, Applied, Present, Scratch, Source};
+use crate::apply::{Application, Applied, Scratch};
 use crate::events::{self, Lists};
 use crate::keys::{self, Adapter};
 use crate::lookup::{Question, Walk};
 use crate::model::{Model, Usage};
 use crate::names::Names;
 use crate::snapshot::{self, Refused};
+use crate::source::{Present, Source};
 use crate::state::{GPU, State};
 use parking_lot::{Mutex, RwLock};
 use std::cell::RefCell;
@@ -109,7 +110,7 @@ impl Index {
     /// It is in no answer from the first moment on; then its blocks are taken out.
     pub fn remove_source(&self, number: u64) -> Result<(), UnknownSource> {
         let source = self.sources.write().remove(&number).ok_or(UnknownSource)?;
-        self.empty(&source, true);
+        source.empty(true);
         let mut models = self.models.write();
         if let Some(known) = models.get_mut(&source.model) {
             known.sources -= 1;
@@ -121,21 +122,8 @@ impl Index {
     }
 
     pub fn clear_source(&self, number: u64) -> Result<(), UnknownSource> {
-        self.empty(&*self.source(number)?, false);
+        self.source(number)?.empty(false);
         Ok(())
-    }
-
-    fn empty(&self, source: &Source, removed: bool) {
-        let before = {
-            let mut present = source.present.lock();
-            let after = present.state.emptied();
-            let mut before = std::mem::replace(&mut present.state, after);
-            present.replaced += 1;
-            present.removed |= removed;
-            before.end();
-            before
-        };
-        before.sweep();
     }
 
     /// Apply one msgpack EventBatch. No bytes are an error.

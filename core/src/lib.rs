@@ -1,9 +1,9 @@
 //! The compiled index of aibrix_extproc: KV events in, depths of a prompt out.
 //!
-//! Read `index` first, then `apply` (what a payload does to a source), `state` (what a source
-//! holds), `model` and `table` (who holds a block), `lookup` (how deep a prompt is held). `wire`
-//! and `events` read payloads, `keys` and `names` say what blocks are called. `python` alone knows
-//! Python. Nothing here knows HTTP, ZMQ or a policy.
+//! Read `index` first, then `source` and `apply` (what a payload does to a source), `state` (what a
+//! source holds), `model` and `table` (who holds a block), `lookup` (how deep a prompt is held).
+//! `wire` and `events` read payloads, `keys` and `names` say what blocks are called. `python` alone
+//! knows Python. Nothing here knows HTTP, ZMQ or a policy.
 
 pub mod apply;
 mod entries;
@@ -19,6 +19,7 @@ mod pages;
 pub mod reasons;
 mod sets;
 pub mod snapshot;
+mod source;
 mod state;
 mod table;
 pub mod wire;

@@ -210,7 +210,7 @@ impl Walk {
     #[inline(never)]
     fn step(&mut self, set: Set, at: u64) -> bool {
         let ends = &mut self.ends;
-        let end = |slot: Slot, ends: &mut Vec<(Slot, u64)>| {
+        let mut end = |slot: Slot| {
             if at > 0 {
                 ends.push((slot, at));
             }
@@ -221,38 +221,14 @@ impl Walk {
                 Set(*alive).for_each(|slot| {
                     if !set.contains(slot) {
                         left = sets::without_lane(left, slot);
-                        end(slot, ends);
+                        end(slot);
                     }
                 });
                 *alive = left;
                 left != 0
             }
             Alive::Bits(alive) => {
-                let (mut members, words) = (0, alive.len());
-                let mut narrow = |number: usize, bits: u64| {
-                    let before = alive[number];
-                    let mut gone = before & !bits;
-                    alive[number] = before & bits;
-                    members += (before & bits).count_ones();
-                    while gone != 0 {
-                        end(number as Slot * 64 + gone.trailing_zeros(), ends);
-                        gone &= gone - 1;
-                    }
-                };
-                if let Some(cells) = set.bitmap() {
-                    let bits = |n: usize| cells.get(n).map_or(0, |c| c.load(Ordering::Acquire));
-                    (0..words).for_each(|number| narrow(number, bits(number)));
-                } else {
-                    let scratch = &mut self.scratch;
-                    scratch.clear();
-                    scratch.resize(words, 0);
-                    set.for_each(|slot| {
-                        if let Some(bits) = scratch.get_mut(slot as usize / 64) {
-                            *bits |= 1 << (slot % 64);
-                        }
-                    });
-                    (0..words).for_each(|number| narrow(number, scratch[number]));
-                }
+                let members = narrow(alive, set, &mut self.scratch, end);
                 if members <= 4 {
                     self.alive.shrink();
                 }
@@ -260,6 +236,36 @@ impl Walk {
             }
         }
     }
+}
+
+/// Leave in a bitmap what is in the set too, and call `gone` with all else; how many are left.
+#[inline(always)]
+fn narrow(alive: &mut [u64], set: Set, scratch: &mut Vec<u64>, mut gone: impl FnMut(Slot)) -> u32 {
+    let (mut members, words) = (0, alive.len());
+    let mut keep = |number: usize, bits: u64| {
+        let before = alive[number];
+        let mut left_out = before & !bits;
+        alive[number] = before & bits;
+        members += (before & bits).count_ones();
+        while left_out != 0 {
+            gone(number as Slot * 64 + left_out.trailing_zeros());
+            left_out &= left_out - 1;
+        }
+    };
+    if let Some(cells) = set.bitmap() {
+        let bits = |n: usize| cells.get(n).map_or(0, |c| c.load(Ordering::Acquire));
+        (0..words).for_each(|number| keep(number, bits(number)));
+    } else {
+        scratch.clear();
+        scratch.resize(words, 0);
+        set.for_each(|slot| {
+            if let Some(bits) = scratch.get_mut(slot as usize / 64) {
+                *bits |= 1 << (slot % 64);
+            }
+        });
+        (0..words).for_each(|number| keep(number, scratch[number]));
+    }
+    members
 }
 
 impl Alive {

@@ -7,9 +7,9 @@
 //! An import checks all bytes first, where they lie: nothing is made that they do not justify. Then
 //! it fills a state that no reader counts, with no lock held, and puts it in place at the end.
 
-use crate::apply::Source;
 use crate::keys::TOKEN_BYTES;
 use crate::orphans::Parked;
+use crate::source::Source;
 use crate::state::{MAX_GROUPS, MAX_SHELVES, State};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;

@@ -4,15 +4,18 @@
 //! stands; further stores of it are copies; two hashes may mean one key; a hash that is stored
 //! again with other content is believed in neither. Knows no event and no other source.
 //!
-//! Shape: per shelf one table, engine hash → block key (`entries`), and two small maps that are nearly always empty: copies beyond the first, hashes of equal meaning
-//! beyond the first. A clear replaces the state as a whole; the old one is then swept off the
-//! model's table by whoever cleared it, with no lock held.
+//! Shape: per shelf one table, engine hash → block key (`entries`), and two small maps that are
+//! nearly always empty: copies beyond the first, hashes of equal meaning beyond the first. Here are
+//! groups and shelves; blocks come and go in `blocks`. A clear replaces the state as a whole; the
+//! old one is then swept off the model's table (`sweep`) by whoever cleared it, with no lock held.
+
+mod blocks;
+mod sweep;
 
 use crate::entries::Entries;
-use crate::model::{BLOCK_BYTES, Model, NOTE_BYTES, PLACEMENT_BYTES, SlotInfo};
+use crate::model::{Model, SlotInfo};
 use crate::names::Names;
-use crate::orphans::{Orphans, Parked};
-use crate::reasons::Reason;
+use crate::orphans::Orphans;
 use crate::sets::Slot;
 use crossbeam_epoch::Guard;
 use std::collections::HashMap;
@@ -24,8 +27,6 @@ pub const GPU: &str = "GPU";
 pub const MAX_GROUPS: i128 = 64;
 /// Of one source: bounds how many slots a hostile one can take.
 pub const MAX_SHELVES: usize = 64;
-/// Blocks taken out by a sweep before memory is freed: each puts aside a set and an array at most.
-const FREED_EVERY: usize = 128;
 const INDEXED_KINDS: [&str; 3] = ["full_attention", "mla_attention", "sink_full_attention"];
 
 /// One (medium, group), and the blocks that stand there.
@@ -230,7 +231,7 @@ impl State {
         }
     }
 
-    // -- blocks ----------------------------------------------------------------------------
+    // -- looking ------------------------------------------------------------------------
 
     /// The block key that a hash means; None where no shelf holds it.
     pub fn meaning(&self, name: u64) -> Option<u64> {
@@ -263,198 +264,4 @@ impl State {
     pub fn usual_shelf(&self) -> Option<usize> {
         self.counted
     }
-
-    /// Put one copy of a block on a shelf, or say why not: CONFLICT or FULL.
-    pub fn place(&mut self, at: usize, name: u64, key: u64, pin: &Guard) -> Result<(), Reason> {
-        let shelf = &mut self.shelves[at];
-        let spot = shelf.blocks.find(name);
-        if let Ok(held) = spot {
-            if held != key {
-                self.disbelieve(name, pin);
-                return Err(Reason::Conflict);
-            }
-            note(&mut shelf.more, name, 1, &mut self.bytes_added);
-            shelf.placements += 1;
-            return Ok(());
-        }
-        if self.shelves.len() > 1
-            && self.shelves.iter().any(|s| s.blocks.get(name).is_some_and(|k| k != key))
-        {
-            self.disbelieve(name, pin);
-            return Err(Reason::Conflict);
-        }
-        if self.full || self.room_bytes() < PLACEMENT_BYTES + BLOCK_BYTES {
-            self.full = true;
-            return Err(Reason::Full);
-        }
-        let shelf = &mut self.shelves[at];
-        if let Err(spot) = spot {
-            shelf.blocks.insert(spot, name, key);
-        }
-        shelf.placements += 1;
-        let (added, is_new) = self.model.table.insert(key, shelf.slot, pin);
-        if !added {
-            note(&mut shelf.twins, key, 1, &mut self.bytes_added);
-        }
-        self.bytes_added += PLACEMENT_BYTES + if is_new { BLOCK_BYTES } else { 0 };
-        self.blocks_added += i64::from(is_new);
-        Ok(())
-    }
-
-    /// Count further copies of a block that stands on the shelf.
-    pub fn add_copies(&mut self, at: usize, name: u64, copies: u64) {
-        if copies > 0 {
-            let shelf = &mut self.shelves[at];
-            note(&mut shelf.more, name, copies, &mut self.bytes_added);
-            shelf.placements += copies;
-        }
-    }
-
-    /// Take one copy of a block; false where the shelf has none, placed or parked.
-    pub fn take(&mut self, at: usize, name: u64, pin: &Guard) -> bool {
-        let shelf = &mut self.shelves[at];
-        if !shelf.more.is_empty()
-            && let Some(more) = shelf.more.get_mut(&name)
-        {
-            *more -= 1;
-            shelf.placements -= 1;
-            if *more == 0 {
-                shelf.more.remove(&name);
-                self.bytes_added -= NOTE_BYTES;
-            }
-            return true;
-        }
-        self.vacate(at, name, pin) || self.take_parked(at, name)
-    }
-
-    fn take_parked(&mut self, at: usize, name: u64) -> bool {
-        let before = self.orphans.bytes;
-        let taken = self.orphans.take_copy((at, name));
-        self.bytes_added += self.orphans.bytes - before;
-        taken
-    }
-
-    /// Let a block wait for its parent, or say why not: CONFLICT or FULL.
-    pub fn park(&mut self, block: Parked, pin: &Guard) -> Result<(), Reason> {
-        if let Some(parked) = self.orphans.find(block.at) {
-            if !parked.is_like(&block) {
-                self.disbelieve(block.at.1, pin);
-                return Err(Reason::Conflict);
-            }
-            parked.copies += 1;
-            return Ok(());
-        }
-        if self.full || self.room_bytes() < block.size_bytes() {
-            self.full = true;
-            return Err(Reason::Full);
-        }
-        self.bytes_added += block.size_bytes();
-        self.orphans.add(block);
-        Ok(())
-    }
-
-    pub fn drop_oldest_orphan(&mut self) {
-        let before = self.orphans.bytes;
-        self.orphans.drop_oldest();
-        self.bytes_added += self.orphans.bytes - before;
-    }
-
-    pub fn take_child(&mut self, parent: u64) -> Option<Parked> {
-        let child = self.orphans.take_child(parent)?;
-        self.bytes_added -= child.size_bytes();
-        Some(child)
-    }
-
-    /// Take back all copies of a hash, placed and parked, on all shelves.
-    fn disbelieve(&mut self, name: u64, pin: &Guard) {
-        for at in 0..self.shelves.len() {
-            self.vacate(at, name, pin);
-            if let Some(parked) = self.orphans.remove((at, name)) {
-                self.bytes_added -= parked.size_bytes();
-            }
-        }
-    }
-
-    /// Take all copies of a hash off one shelf; whether there were any.
-    fn vacate(&mut self, at: usize, name: u64, pin: &Guard) -> bool {
-        let shelf = &mut self.shelves[at];
-        let Some(key) = shelf.blocks.remove(name) else { return false };
-        shelf.placements -= 1;
-        if !shelf.more.is_empty()
-            && let Some(more) = shelf.more.remove(&name)
-        {
-            shelf.placements -= more;
-            self.bytes_added -= NOTE_BYTES;
-        }
-        self.bytes_added -= PLACEMENT_BYTES;
-        if !shelf.twins.is_empty()
-            && let Some(twins) = shelf.twins.get_mut(&key)
-        {
-            *twins -= 1;
-            if *twins == 0 {
-                shelf.twins.remove(&key);
-                self.bytes_added -= NOTE_BYTES;
-            }
-            return true;
-        }
-        let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
-        shelf.info.changed();
-        if is_gone {
-            self.blocks_added -= 1;
-            self.bytes_added -= BLOCK_BYTES;
-        }
-        true
-    }
-
-    // -- the end ---------------------------------------------------------------------------
-
-    /// Count for nothing from now on. Takes the same time however much is held.
-    pub fn end(&mut self) {
-        self.shelves.iter().for_each(|shelf| self.model.count(&shelf.info, 0));
-    }
-
-    /// Take everything off the shelves. Nobody else may hold on to this state.
-    pub fn sweep(mut self) {
-        self.bytes_added -= self.orphans.bytes;
-        for shelf in std::mem::take(&mut self.shelves) {
-            self.bytes_added -= NOTE_BYTES * (shelf.more.len() + shelf.twins.len()) as i64;
-            let pin = &mut crossbeam_epoch::pin();
-            let (mut keys, mut soon) = (shelf.blocks.keys(), Vec::with_capacity(FREED_EVERY));
-            loop {
-                // Their memory is asked for before the first of them is taken out.
-                soon.extend(keys.by_ref().take(FREED_EVERY));
-                soon.iter().for_each(|&key| self.model.table.prefetch(key, pin));
-                if soon.is_empty() {
-                    break;
-                }
-                for key in soon.drain(..) {
-                    let (_, is_gone) = self.model.table.remove(key, shelf.slot, pin);
-                    self.blocks_added -= i64::from(is_gone);
-                    self.bytes_added -= PLACEMENT_BYTES + if is_gone { BLOCK_BYTES } else { 0 };
-                }
-                free_what_is_due(pin);
-                self.settle();
-            }
-            self.model.free_slot(shelf.slot);
-            free_what_is_due(pin);
-        }
-        self.settle();
-    }
-}
-
-/// Free what no reader can see any more. Memory that was put aside is else freed as others pin, some
-/// pieces each time: a model that is taken apart puts aside more than that, and faster.
-fn free_what_is_due(pin: &mut Guard) {
-    for _ in 0..2 {
-        pin.repin();
-        pin.flush();
-    }
-}
-
-/// Count so many more in one of a shelf's small maps.
-fn note(notes: &mut HashMap<u64, u64>, of: u64, count: u64, bytes_added: &mut i64) {
-    *notes.entry(of).or_insert_with(|| {
-        *bytes_added += NOTE_BYTES;
-        0
-    }) += count;
 }

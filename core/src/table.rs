@@ -14,58 +14,27 @@
 //! Why: with a lock per look-up, match of 128k tokens took twice its time; a version per part that
 //! readers check (a seqlock) lets a reader spin behind a writer that lost its processor.
 
+mod ahead;
+mod array;
+
 use crate::memory;
 use crate::names::Names;
-use crate::pages;
 use crate::sets::{self, Set, Slot};
+pub use ahead::Ahead;
+use array::{Array, LINE_PLACES, Line};
 use crossbeam_epoch::Guard;
 use parking_lot::{Mutex, MutexGuard};
-use std::hint::select_unpredictable;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 const PARTS: usize = 256;
-const LINE_PLACES: usize = 4;
-const PAGE_LINES: usize = pages::LARGE_PAGE_BYTES / size_of::<Line>();
 
-/// A key, 0 where free, and its set.
-#[repr(C)]
-struct Place {
-    key: AtomicU64,
-    set: AtomicU64,
-}
-
-/// Places are filled in their order.
-#[repr(C, align(64))]
-struct Line([Place; LINE_PLACES]);
-
-impl Line {
-    /// The first place that is free or has the key, and what stands there; one too many where
-    /// there is none. Without a branch too.
-    #[inline(always)]
-    fn find(&self, key: u64) -> (usize, u64) {
-        let (mut at, mut held) = (LINE_PLACES, 0);
-        for (number, place) in self.0.iter().enumerate().rev() {
-            let there = place.key.load(Ordering::Acquire);
-            let is_it = (there == key) | (there == 0);
-            at = select_unpredictable(is_it, number, at);
-            held = select_unpredictable(is_it, there, held);
-        }
-        (at, held)
-    }
-
-    /// The set of a key, as a word, and whether a key that is not here may be in the next line.
-    /// All places are looked at, without a branch: where in it a key stands cannot be foretold.
-    #[inline(always)]
-    fn get(&self, key: u64) -> (u64, bool) {
-        let mut found = 0;
-        for place in &self.0 {
-            let is_it = place.key.load(Ordering::Acquire) == key;
-            found = select_unpredictable(is_it, place.set.load(Ordering::Acquire), found);
-        }
-        // A key whose set is empty stands nowhere else either.
-        (found, found == 0 && self.0[LINE_PLACES - 1].key.load(Ordering::Acquire) != 0)
-    }
+/// How much of a part's array is in use.
+#[derive(Default)]
+struct Fill {
+    /// Places with a key.
+    used: usize,
+    /// … and a set that is not empty.
+    live: usize,
 }
 
 /// The line where a key is looked for first.
@@ -73,102 +42,6 @@ impl Line {
 struct Spot {
     key: u64,
     line: *const Line,
-}
-
-/// An array of lines, in pages: how many lines they are, in the place of an address, and the
-/// pages' addresses. Small enough to stay in the processor's nearest cache.
-#[derive(Clone, Copy, PartialEq)]
-struct Array(NonNull<*mut Line>);
-
-// SAFETY: it is only sent into the deferred call that frees it.
-unsafe impl Send for Array {}
-
-impl Array {
-    /// A new array of so many lines or, in whole pages, a few more.
-    fn make(lines: usize) -> Array {
-        let pages = lines.div_ceil(PAGE_LINES);
-        let lines = if lines < PAGE_LINES { lines } else { pages * PAGE_LINES };
-        let page = || memory::zeroed::<Line>(lines.min(PAGE_LINES)).as_ptr();
-        let length = std::ptr::without_provenance_mut(lines);
-        let all: Box<[*mut Line]> =
-            std::iter::once(length).chain((0..pages).map(|_| page())).collect();
-        Array(NonNull::from(Box::leak(all)).cast())
-    }
-
-    fn free(self) {
-        let lines = self.lines();
-        let words = 1 + lines.div_ceil(PAGE_LINES);
-        // SAFETY: made by `make` with as many lines, and nobody else knows it any more.
-        unsafe {
-            let all = Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.0.as_ptr(), words));
-            for page in all[1..].iter().filter_map(|&page| NonNull::new(page)) {
-                memory::free(page, lines.min(PAGE_LINES));
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn lines(self) -> usize {
-        // SAFETY: the first word is always there.
-        unsafe { self.0.read() }.addr()
-    }
-
-    #[inline(always)]
-    fn line(&self, at: usize) -> &Line {
-        debug_assert!(at < self.lines());
-        // SAFETY: callers stay below its length; lines are zeroed at least, and changed as atomics
-        // only.
-        unsafe { &*self.0.add(1 + at / PAGE_LINES).read().add(at % PAGE_LINES) }
-    }
-
-    fn all_places(&self) -> impl Iterator<Item = &Place> {
-        (0..self.lines()).flat_map(|at| &self.line(at).0)
-    }
-
-    fn places(self) -> usize {
-        self.lines() * LINE_PLACES
-    }
-
-    #[inline(always)]
-    fn first(self, mixed: u64) -> usize {
-        (((mixed & 0xffff_ffff) * self.lines() as u64) >> 32) as usize
-    }
-
-    fn next(self, at: usize) -> usize {
-        if at + 1 == self.lines() { 0 } else { at + 1 }
-    }
-
-    /// The place of a key, or the free one where it would go. At least one is always free.
-    #[inline]
-    fn find(&self, mixed: u64, key: u64) -> (&Place, bool) {
-        let mut at = self.first(mixed);
-        loop {
-            let line = self.line(at);
-            let (place, held) = line.find(key);
-            if place < LINE_PLACES {
-                return (&line.0[place], held == key);
-            }
-            at = self.next(at);
-        }
-    }
-
-    /// The set of a key, as a word, from this line on.
-    fn get(&self, mut at: usize, key: u64) -> u64 {
-        loop {
-            match self.line(at).get(key) {
-                (_, true) => at = self.next(at),
-                (found, false) => return found,
-            }
-        }
-    }
-}
-
-#[derive(Default)]
-struct Fill {
-    /// Places with a key.
-    used: usize,
-    /// … and a set that is not empty.
-    live: usize,
 }
 
 /// See the module.
@@ -189,7 +62,7 @@ unsafe impl Send for Table {}
 impl Table {
     pub fn new(names: Names) -> Self {
         let empty = Array::make(1);
-        let pointer = empty.0.as_ptr();
+        let pointer = empty.pointer();
         Table {
             names,
             arrays: Box::new(std::array::from_fn(|_| AtomicPtr::new(pointer))),
@@ -210,8 +83,9 @@ impl Table {
     #[inline(always)]
     fn array(&self, part: u8) -> Array {
         let pointer = self.arrays[usize::from(part)].load(Ordering::Acquire);
-        // SAFETY: every part has an array, `empty` at least.
-        Array(unsafe { NonNull::new_unchecked(pointer) })
+        // SAFETY: every part has an array, `empty` at least, and callers are pinned or hold the
+        // part's lock.
+        unsafe { Array::at(pointer) }
     }
 
     /// Find a key's line, and have its memory fetched.
@@ -295,7 +169,7 @@ impl Table {
             }
         }
         fill.used = fill.live;
-        self.arrays[usize::from(part)].store(new.0.as_ptr(), Ordering::Release);
+        self.arrays[usize::from(part)].store(new.pointer(), Ordering::Release);
         self.replaced.fetch_add(1, Ordering::Release);
         if old != self.empty {
             // SAFETY: no longer published; readers that saw it are pinned.
@@ -311,66 +185,11 @@ fn percent_full(part: u8) -> usize {
     52 + usize::from(part % 16)
 }
 
-/// Look-ups of keys in a row, each begun so far ahead that its memory is there when its turn comes.
-pub struct Ahead<'a> {
-    table: &'a Table,
-    pin: &'a Guard,
-    spots: [Spot; Ahead::MOST],
-    /// As it was before the first of the spots was found.
-    replaced: u64,
-}
-
-impl<'a> Ahead<'a> {
-    /// Look-ups that may be under way.
-    pub const MOST: usize = 16;
-
-    pub fn new(table: &'a Table, pin: &'a Guard) -> Self {
-        let replaced = table.replaced.load(Ordering::Acquire);
-        Ahead { table, pin, spots: [table.seek(0); Self::MOST], replaced }
-    }
-
-    /// Begin the look-up of the key with this number.
-    #[inline(always)]
-    pub fn begin(&mut self, number: usize, key: u64) {
-        self.spots[number % Self::MOST] = self.table.seek(key);
-    }
-
-    /// Who holds the block whose look-up began with this number, `MOST` ago at most. The set is
-    /// good for as long as the pin.
-    #[inline(always)]
-    pub fn end(&mut self, number: usize) -> Set {
-        let spot = &self.spots[number % Self::MOST];
-        // SAFETY: it was found under this pin: until that ends, its array is not freed.
-        let (mut found, go_on) = unsafe { &*spot.line }.get(spot.key);
-        if go_on {
-            found = self.go_on(spot);
-        }
-        // What is put into a new array does not show in the old one.
-        if self.table.replaced.load(Ordering::Acquire) == self.replaced {
-            Set(found)
-        } else {
-            self.begin_again(number)
-        }
-    }
-
-    /// The set of a key that is not in its first line.
-    #[inline(never)]
-    fn go_on(&self, spot: &Spot) -> u64 {
-        self.table.get(spot.key, self.pin).0
-    }
-
-    #[cold]
-    fn begin_again(&mut self, number: usize) -> Set {
-        self.replaced = self.table.replaced.load(Ordering::Acquire);
-        self.spots = self.spots.map(|spot| self.table.seek(spot.key));
-        self.table.get(self.spots[number % Self::MOST].key, self.pin)
-    }
-}
-
 impl Drop for Table {
     fn drop(&mut self) {
-        let arrays = self.arrays.iter_mut().filter_map(|array| NonNull::new(*array.get_mut()));
-        for array in arrays.map(Array).filter(|&array| array != self.empty) {
+        // SAFETY: every part has an array, and nobody else knows of them any more.
+        let arrays = self.arrays.iter_mut().map(|array| unsafe { Array::at(*array.get_mut()) });
+        for array in arrays.filter(|&array| array != self.empty) {
             array.all_places().for_each(|place| sets::free(place.set.load(Ordering::Relaxed)));
             array.free();
         }
@@ -380,6 +199,7 @@ impl Drop for Table {
 
 #[cfg(test)]
 mod tests {
+    use super::array::PAGE_LINES;
     use super::*;
     use std::collections::{BTreeSet, HashMap};
 
@@ -434,39 +254,5 @@ mod tests {
         keys().for_each(|key| assert!(table.get(key, pin).contains(key as u32 % 9)));
         keys().for_each(|key| assert_eq!(table.remove(key, key as u32 % 9, pin), (true, true)));
         assert!((0..=255).all(|part| table.array(part) == table.empty));
-    }
-
-    #[test]
-    fn readers_find_what_stays_while_others_come_and_go() {
-        let table = Table::new(Names::new());
-        let pin = &crossbeam_epoch::pin();
-        (0..500).for_each(|key| {
-            table.insert(key * 1000, 3, pin);
-        });
-        std::thread::scope(|scope| {
-            let writers = [10, 60].map(|slot| {
-                let table = &table;
-                scope.spawn(move || {
-                    let keys = || (2..5000).map(|key| if key % 10 == 0 { key * 100 } else { key });
-                    for slot in slot..slot + 5 {
-                        let pin = &mut crossbeam_epoch::pin();
-                        keys().for_each(|key| assert!(table.insert(key, slot, pin).0));
-                        pin.repin();
-                        keys().for_each(|key| assert!(table.remove(key, slot, pin).0));
-                    }
-                })
-            });
-            while !writers.iter().all(|writer| writer.is_finished()) {
-                let pin = &crossbeam_epoch::pin();
-                let ahead = &mut Ahead::new(&table, pin);
-                (0..Ahead::MOST).for_each(|key| ahead.begin(key, key as u64 * 1000));
-                for key in 0..500 {
-                    let set = ahead.end(key);
-                    ahead.begin(key, (key + Ahead::MOST) as u64 % 500 * 1000);
-                    assert!(set.contains(3));
-                    assert!(set.len() <= 3);
-                }
-            }
-        });
     }
 }

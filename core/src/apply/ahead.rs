@@ -6,7 +6,8 @@
 //! Why: a block touches a line of its source's table and one of the model's, both cold. With the
 //! keys of one event made while the event before is applied, both are there when they are needed.
 
-use super::{Application, fitting_block_size};
+use super::Application;
+use super::stored::{bytes_of, fitting_block_size};
 use crate::events::{Batch, Event, Stored};
 use crate::keys::{self, TOKEN_BYTES};
 
@@ -76,7 +77,7 @@ impl Application<'_> {
             return;
         }
         let Some(root) = self.root_of(event, block_size) else { return };
-        let tokens = super::bytes_of(&self.lists.tokens[event.tokens.clone()]);
+        let tokens = bytes_of(&self.lists.tokens[event.tokens.clone()]);
         let hashes = &self.lists.hashes[event.hashes.clone()];
         let block_bytes = block_size as usize * TOKEN_BYTES;
         let mut key = root;
