@@ -42,6 +42,7 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "Settings",
+    "is_of_a_service",
     "variables",
     "warnings",
 ]
@@ -300,13 +301,17 @@ def warnings(environment: Mapping[str, str] | None = None) -> list[str]:
     known = list(variables())
     lines = [f"{name} is ignored: {why}" for name, why in IGNORED.items() if source.get(name)]
     for name in sorted(source):
-        own = name.startswith(_OWN_PREFIXES)
-        own = own and not _OF_A_SERVICE.fullmatch(f"{name}={source[name]}")
+        own = name.startswith(_OWN_PREFIXES) and not is_of_a_service(name, source[name])
         if own and name not in known and name not in IGNORED:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             lines.append(f"{name} is no variable of this server{hint}")
     return lines
+
+
+def is_of_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes sets this variable for a Service, whose name may begin like ours."""
+    return _OF_A_SERVICE.fullmatch(f"{name}={value}") is not None
 
 
 def _explain(error: Any) -> str:

@@ -17,7 +17,7 @@ from aibrix_extproc.doctor.facts import Answer, Reached
 
 _MAX_REPLY_BYTES: Final = 64 * 1024 * 1024
 """A config dump of a gateway with thousands of routes has tens of megabytes."""
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 64
 
 
 class Caller:

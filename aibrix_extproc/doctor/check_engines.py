@@ -134,7 +134,8 @@ def check_sources(facts: Facts) -> Iterator[Finding]:
                 continue
             if engine.pod.ranks == declared.ranks and own != declared.ranks:
                 yield from _ports(engine)
-        ranks = len(own) if own else len(engine.caches)
+        # Several API servers of one engine may each tell of the same rank.
+        ranks = len(own) if own else len({cache.engine for cache in engine.caches})
         if ranks and declared.kv_events and ranks != len(engine.pod.ranks):
             yield RANKS_DIFFER.found(
                 declared.key,

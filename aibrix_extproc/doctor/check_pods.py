@@ -186,6 +186,8 @@ _OTHER_WORDS: Final = {
 }
 _NEAR_NAME: Final = 0.75
 _NEAR_PREFIX: Final = 0.7
+_NEAR_FOREIGN_PREFIX: Final = 0.8
+_OWNER: Final = "aibrix"
 _NEAR_PORT: Final = 0.8
 
 _PROBLEMS: Final = (
@@ -310,7 +312,8 @@ def near_key(key: str) -> str | None:
         return next(iter(difflib.get_close_matches(key.lower(), _KEYS, 1, 0.85)), None)
     if prefix != _PREFIX:
         ratio = difflib.SequenceMatcher(None, prefix, _PREFIX).ratio()
-        return _NAMES.get(name) if ratio >= _NEAR_PREFIX else None
+        near = _NEAR_PREFIX if _OWNER in prefix else _NEAR_FOREIGN_PREFIX
+        return _NAMES.get(name) if ratio >= near else None
     close = difflib.get_close_matches(name, _NAMES, n=1, cutoff=_NEAR_NAME)
     return _NAMES[close[0]] if close else _OTHER_WORDS.get(name)
 

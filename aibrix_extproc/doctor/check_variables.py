@@ -4,14 +4,13 @@ Owns these codes. What a variable means is for `settings`.
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from typing import Final
 
 from aibrix_extproc.doctor.facts import Facts
 from aibrix_extproc.doctor.findings import Area, Code, Finding, Severity
 from aibrix_extproc.routing.strategies import STRATEGIES
-from aibrix_extproc.settings import IGNORED, Settings, variables
+from aibrix_extproc.settings import IGNORED, Settings, is_of_a_service, variables
 
 _SYNC: Final = "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED"
 _TOKENIZER: Final = "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER"
@@ -135,10 +134,6 @@ _OF_AIBRIX: Final = {
 
 _NEAR: Final = 0.8
 _NEAR_WITHOUT_PREFIX: Final = 0.88
-_OF_A_SERVICE: Final = re.compile(
-    r".*_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)"
-)
-"""Names that Kubernetes sets in a pod for each Service."""
 _LOOKS_AT_EVENTS: Final = ("prefix-cache", "prefix-cache-classic")
 
 
@@ -152,7 +147,7 @@ def check_names(facts: Facts) -> Iterator[Finding]:
             yield IGNORED_HERE.found(name, f"{name} is set: {why}")
             continue
         own = name.upper().startswith("AIBRIX_")
-        if own and _OF_A_SERVICE.fullmatch(name) and _is_of_a_service(name, value):
+        if is_of_a_service(name, value):
             continue
         cutoff = _NEAR if own else _NEAR_WITHOUT_PREFIX
         close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=cutoff)
@@ -160,11 +155,6 @@ def check_names(facts: Facts) -> Iterator[Finding]:
             yield MISSPELT.found(name, f"{name} is set; the variable is {close[0]}")
         elif own:
             yield UNKNOWN.found(name, f"{name} is set, and nothing here reads it")
-
-
-def _is_of_a_service(name: str, value: str) -> bool:
-    is_port = value.isdigit() and "PORT" in name
-    return is_port or "://" in value or name.endswith(("_HOST", "_ADDR", "_PROTO"))
 
 
 def check_values(facts: Facts) -> Iterator[Finding]:

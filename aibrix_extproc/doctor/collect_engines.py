@@ -135,6 +135,7 @@ def _cache(labels: Mapping[str, str]) -> CacheConfig:
     return CacheConfig(
         int(size) if size.isdigit() else None,
         {"true": True, "false": False}.get(caching),
+        labels.get("engine", ""),
     )
 
 

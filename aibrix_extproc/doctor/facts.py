@@ -100,6 +100,8 @@ class CacheConfig:
 
     block_size: int | None = None
     prefix_caching: bool | None = None
+    engine: str = ""
+    """The rank's number, as text; empty before vLLM says one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,16 @@ HTTP: list[tuple[str, Mapping[str, Any], set[str]]] = [
     ("no prefix cache", {"/metrics": PROMETHEUS.format(16, "False")}, {"prefix-caching-off"}),
     (
         "two ranks, of which one is known",
-        {"/metrics": PROMETHEUS.format(16, "True") * 2},
+        {
+            "/metrics": PROMETHEUS.format(16, "True")
+            + PROMETHEUS.format(16, "True").replace('engine="0"', 'engine="1"')
+        },
         {"ranks-differ"},
+    ),
+    (
+        "one rank, of which two API servers tell",
+        {"/metrics": PROMETHEUS.format(16, "True") * 2},
+        set(),
     ),
     (
         "events that are off by the engine's own word",

@@ -339,6 +339,18 @@ OVERRIDE: list[tuple[str, Change, set[str]]] = [
         {"envoy-route-disabled"},
     ),
     (
+        "a route that overrides the body mode",
+        lambda d: d.route("unpicked").update(
+            typed_per_filter_config={
+                EXT_PROC: {
+                    "@type": f"{V1}.filters.http.ext_proc.v3.ExtProcPerRoute",
+                    "overrides": {"processing_mode": {"request_body_mode": "NONE"}},
+                }
+            }
+        ),
+        {"envoy-body-mode"},
+    ),
+    (
         "the processor off for all",
         lambda d: d.host.update(typed_per_filter_config=off(EXT_PROC)),
         {"envoy-route-disabled"},

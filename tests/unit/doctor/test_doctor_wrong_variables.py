@@ -44,6 +44,7 @@ VARIABLES: list[tuple[str, dict[str, str], set[str]]] = [
     ("a misspelt prefix", {"AIBRX_EXTPROC_MAX_STREAMS": "5"}, {"variable-misspelt"}),
     ("lower-case", {"aibrix_kv_event_port": "5557"}, {"variable-misspelt"}),
     ("an older name of AIBrix's", {"AIBRIX_USE_REMOTE_TOKENIZER": "true"}, {"variable-misspelt"}),
+    ("a port in the plural", {"AIBRIX_KV_EVENTS_PORT": "5557"}, {"variable-misspelt"}),
     ("a misspelt strategy", {"ROUTING_ALGORITM": "random"}, {"variable-misspelt"}),
     (
         "a variable of AIBrix's that has no effect here",
