@@ -50,7 +50,7 @@ class _Column:
     sort: Sort | None = None
 
 
-_COLUMNS: Final = (
+COLUMNS: Final = (
     _Column("state", 10, lambda r: r.state + ("!" if r.stale else ""), Sort.STATE),
     _Column("last", 8, lambda r: "-" if r.sequence is None else str(r.sequence)),
     _Column("miss", 4, lambda r: text.count(r.missing), Sort.MISSING),
@@ -155,7 +155,7 @@ def _table(rows: list[Row], choices: Choices, width: int, space: int) -> list[Re
 
 def _columns_that_fit(width: int) -> list[_Column]:
     columns: list[_Column] = []
-    for column in _COLUMNS:
+    for column in COLUMNS:
         width -= column.width + 1
         if width < 0 and columns:
             break

@@ -169,7 +169,8 @@ def holdings_lines(found: Holdings, limit: int, *, with_tokens: bool = False) ->
     ]
     for group in found.groups[:limit]:
         number, blocks, where, who = group_texts(group, found.sources, with_tokens=with_tokens)
-        lines.append(f"  in {number}: {blocks} blocks, at {where} of a prompt ({who})")
+        noun = "block" if group.blocks == 1 else "blocks"
+        lines.append(f"  in {number}: {blocks} {noun}, at {where} of a prompt ({who})")
     if len(found.groups) > limit:
         lines.append(f"  and {len(found.groups) - limit} more groups")
     lines += [

@@ -10,7 +10,8 @@ from aibrix_extproc.watch import text
 from aibrix_extproc.watch.holdings import Group, Holdings, Pair
 from aibrix_extproc.watch.loop import pressed
 from aibrix_extproc.watch.rows import Row, Sort, View, ordered
-from aibrix_extproc.watch.screen import Choices, screen
+from aibrix_extproc.watch.screen import COLUMNS, Choices, screen
+from tests.support import data_path
 
 HOLDINGS = Holdings(
     sources=3,
@@ -143,3 +144,9 @@ def test_figures_are_short_at_every_size() -> None:
     ]  # fmt: skip
     spans = [text.span(n) for n in (None, 0.003, 2.5, 61, 600, 7200, 3 * 86_400, 1e9)]
     assert spans == ["-", "3 ms", "2.5 s", "61 s", "10 min", "2 h", "3 d", "years"]
+
+
+def test_the_page_explains_every_column_and_every_key() -> None:
+    page = (data_path("").parents[1] / "docs" / "watch.md").read_text()
+    assert [one.title for one in COLUMNS if f"`{one.title}`" not in page] == []
+    assert [key for key in "qsnpwl" if f"`{key}`" not in page] == []

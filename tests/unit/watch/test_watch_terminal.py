@@ -188,7 +188,7 @@ def test_two_hundred_sources_have_pages(
 ) -> None:
     terminal = open_terminal("--replay", two_hundred, "--speed", "max", "--sort", "name", size=size)
     terminal.shows("200 sources: 200 EXACT  end of the recording")
-    terminal.shows("in 200 of 200: 1 blocks, at 0 of a prompt")
+    terminal.shows("in 200 of 200: 1 block, at 0 of a prompt")
     terminal.until(lambda t: is_page(t, 1, 0))
     first = len(pods(terminal))
     assert first > 3
