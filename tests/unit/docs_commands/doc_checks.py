@@ -8,6 +8,7 @@
 """
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,7 +26,19 @@ from tests.unit.docs_commands.doc_shell import Command
 Problems = Iterator[str]
 Check = Callable[[Command], Problems]
 CHECKS: dict[str, Check] = {}
-HARMLESS = {"echo", "grep", "head", "tail", "jq", "sleep", "cd", "mkdir", "cat", "export", "sort"}
+HARMLESS = {
+    "echo",
+    "grep",
+    "head",
+    "tail",
+    "jq",
+    "sleep",
+    "cd",
+    "mkdir",
+    "cat",
+    "export",
+    "sort",
+} | {"uniq", "wc"}
 HOW_TO_TEACH = "teach it: tests/unit/docs_commands/doc_checks.py says how"
 
 
@@ -65,6 +78,15 @@ def _redirections(command: Command) -> Problems:
             yield f"there is no folder {folder}"
 
 
+def is_json(text: str) -> Problems:
+    """A problem where a text is no JSON; one with a variable of the shell in it may be."""
+    if "$" not in text:
+        try:
+            json.loads(text)
+        except ValueError as error:
+            yield f"the body is no JSON: {error}"
+
+
 def exists(name: str, what: str = "file or folder") -> Problems:
     """A problem where a path of this repository is not there."""
     if not (ROOT / name).exists():
@@ -86,6 +108,10 @@ def split_options(
             return given, rest + queue, wrong
         if not word.startswith("-") or word == "-":
             rest.append(word)
+            continue
+        letters = [f"-{letter}" for letter in word[1:]]
+        if word not in known and len(letters) > 1 and set(letters) <= set(known):
+            queue = letters + queue  # -si is -s -i
             continue
         name, joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
         if name not in known:

@@ -13,6 +13,8 @@ from tests.unit.docs_commands.doc_checks import (
     check_own,
     checks,
     exists,
+    is_json,
+    problems,
     split_options,
 )
 from tests.unit.docs_commands.doc_facts import ROOT
@@ -107,7 +109,8 @@ _KUBECTL = {
     "--to-revision": 1, "--from-literal": 1, "--from-file": 1, "--replicas": 1, "--overwrite": 0,
     "--context": 1, "--type": 1, "-p": 1, "--for": 1, "--selector": 1, "--force-conflicts": 0,
     "--previous": 0, "--cert": 1, "--key": 1, "--prune": 0, "--rm": 0, "-it": 0, "-i": 0,
-    "--image": 1,
+    "--image": 1, "--since": 1, "--patch-file": 1, "--patch": 1, "--local": 0, "--no-headers": 0,
+    "--subresource": 1, "--restart": 1, "--grace-period": 1,
 }  # fmt: skip
 _KUBECTL_COMMANDS = {
     "apply", "delete", "get", "describe", "rollout", "port-forward", "auth", "logs", "exec",
@@ -116,19 +119,26 @@ _KUBECTL_COMMANDS = {
 }  # fmt: skip
 _KINDS = {
     "deployment": "Deployment", "deployments": "Deployment", "deploy": "Deployment",
+    "role": "Role", "rolebinding": "RoleBinding", "clusterrole": "ClusterRole",
     "service": "Service", "svc": "Service", "configmap": "ConfigMap",
     "networkpolicy": "NetworkPolicy",
     "gateway": "Gateway", "httproute": "HTTPRoute", "serviceaccount": "ServiceAccount",
     "envoyextensionpolicy": "EnvoyExtensionPolicy", "clienttrafficpolicy": "ClientTrafficPolicy",
     "backendtrafficpolicy": "BackendTrafficPolicy", "envoypatchpolicy": "EnvoyPatchPolicy",
 }  # fmt: skip
+_OF_OBJECTS = {"get", "describe", "patch", "delete", "scale", "edit", "label", "annotate"}
 _GENERATED = {"ConfigMap"}
 """Made by kustomize, with a hash in their names."""
 
 
 @checks("kubectl")
 def check_kubectl(command: Command) -> Problems:
-    given, rest, wrong = split_options(command.words[1:], _KUBECTL, "kubectl")
+    words = list(command.words[1:])
+    if "--" in words:
+        inner = tuple(words[words.index("--") + 1 :])
+        yield from problems(Command(command.page, command.line, inner, inline=command.inline))
+        words = words[: words.index("--")]
+    given, rest, wrong = split_options(words, _KUBECTL, "kubectl")
     yield from wrong
     if not rest:
         return
@@ -141,6 +151,8 @@ def check_kubectl(command: Command) -> Problems:
             yield from _kustomization(folder)
     for word in rest[1:]:
         yield from _resource(word)
+    if rest[0] in _OF_OBJECTS and len(rest) > 2 and "/" not in rest[1]:
+        yield from _resource(f"{rest[1]}/{rest[2]}")
     if (
         rest[0] in ("rollout",)
         and rest[1:2]
@@ -153,12 +165,15 @@ def check_kubectl(command: Command) -> Problems:
 
 
 def _kubectl_option(name: str, value: str) -> Problems:
-    if name in ("-n", "--namespace") and value not in facts.namespaces() and not value.isupper():
-        yield f"no manifest is in a namespace {value}"
+    if name in ("-n", "--namespace"):
+        if value not in facts.namespaces() | facts.FOREIGN_NAMESPACES and not value.isupper():
+            yield f"no manifest is in a namespace {value}; {HOW_TO_TEACH} (doc_facts)"
     elif name == "-k" and value:
         yield from _kustomization(value)
     elif name == "-f" and value and value != "-" and "://" not in value:
         yield from exists(value)
+    elif name in ("-p", "--patch") and value:
+        yield from is_json(value)
     elif name in ("-l", "--selector") and value:
         for label in value.split(","):
             key, _, wanted = label.partition("=")
@@ -183,14 +198,14 @@ def _resource(word: str) -> Problems:
     if known is None:
         if kind.lower() not in ("pod", "pods", "po"):
             yield f"the kind {kind} is not known here; {HOW_TO_TEACH}"
-    elif known not in _GENERATED and name not in facts.names_of(known):
+    elif known not in _GENERATED and name not in facts.names_of(known) | facts.FOREIGN_OBJECTS:
         yield f"no manifest has the {known} {name}"
 
 
 def _port(ports: str) -> Problems:
     port = ports.rpartition(":")[2]
     known = set(facts.applications()) | facts.ENVOY_PORTS | facts.ENGINE_PORTS
-    known |= set(facts.OTHER_PORTS) | {50052, 5557, 5657, 19000}
+    known |= set(facts.OTHER_PORTS) | {50052, 5557, 5657}
     if not port.isdigit() or int(port) not in known:
         yield f"nothing that is known here listens on port {port}; {HOW_TO_TEACH}"
 
@@ -247,7 +262,8 @@ def check_egctl(command: Command) -> Problems:
     }
     given, rest, wrong = split_options(command.words[1:], known, "egctl")
     yield from wrong
-    if rest[:1] and rest[:2] not in (["x", "translate"], ["experimental", "translate"]):
+    known_commands = (["x", "translate"], ["experimental", "translate"], ["config", "envoy-proxy"])
+    if rest[:1] and rest[:2] not in known_commands:
         yield f"egctl {' '.join(rest[:2])} is not known here; {HOW_TO_TEACH}"
     for name, value in given:
         if name in ("-f", "--file") and value not in ("", "-"):

@@ -10,6 +10,7 @@ from tests.unit.docs_commands.doc_checks import (
     Problems,
     checks,
     exists,
+    is_json,
     split_options,
 )
 from tests.unit.docs_commands.doc_facts import ROOT
@@ -31,26 +32,18 @@ def check_curl(command: Command) -> Problems:
     asked = [value for name, value in given if name == "-X"]
     method = asked[0] if asked else "POST" if bodies else "GET"
     for body in bodies:
-        yield from _json(body)
+        if not body.startswith("@"):
+            yield from is_json(body)
     for url in urls:
         yield from _url(url, method, headers)
     if not urls and not command.inline:
         yield "curl is given no URL"
 
 
-def _json(body: str) -> Problems:
-    if body.startswith("@"):
-        return
-    if "$" in body:
-        return
-    try:
-        json.loads(body)
-    except ValueError as error:
-        yield f"the body is no JSON: {error}"
-
-
 def _url(url: str, method: str, headers: list[str]) -> Problems:
     parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.netloc.startswith("$"):
+        parts = parts._replace(netloc="gateway")
     port, path = parts.port or 80, re.sub(r"\$\w+", "shadow", parts.path) or "/"
     if port in facts.applications():
         said = facts.route_says(port, method, path)
@@ -92,7 +85,7 @@ def check_vllm(command: Command) -> Problems:
     yield from wrong
     for name, value in given:
         if name == "--kv-events-config":
-            yield from _json(value)
+            yield from is_json(value)
             unknown = set(json.loads(value)) - _KV_EVENTS
             if unknown:
                 yield f"vLLM's KV events have no {sorted(unknown)}"

@@ -22,7 +22,13 @@ OPENAI_PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/models"}
 """What a client asks Envoy for."""
 ENVOY_PORTS = {10000, 80, 443}
 ENGINE_PORTS = {8000, 8001, 8002, 8003}
-OTHER_PORTS = {9090: "Prometheus", 9901: "Envoy's admin port"}
+OTHER_PORTS = {9090: "Prometheus", 9901: "Envoy's admin port", 19000: "that of Envoy Gateway's"}
+FOREIGN_NAMESPACES = {"envoy-gateway-system"}
+FOREIGN_OBJECTS = {
+    "aibrix-gateway-plugins", "aibrix-gateway-plugins-extension-policy", "aibrix-epp",
+    "aibrix-reserved-router",
+}  # fmt: skip
+"""What AIBrix and Envoy Gateway install: docs/migration.md changes it."""
 
 
 @functools.cache
