@@ -43,7 +43,8 @@ async def test_engines_a_processor_and_a_real_envoy_as_shipped_are_all_green(
         pods = tmp_path / "pods.yaml"
         pods.write_text(yaml.safe_dump({"pods": here.pods}))
         with Processes() as processes:
-            environment = {**SYNC, "AIBRIX_EXTPROC_ENDPOINTS_FILE": str(pods)}
+            here.environment["AIBRIX_EXTPROC_DECISION_TIMEOUT"] = "1s"  # Envoy waits for 2 s
+            environment = {**here.environment, "AIBRIX_EXTPROC_ENDPOINTS_FILE": str(pods)}
             server = await start_server(processes, session, environment)
             config = envoy_config.render(
                 envoy_config.shipped(OVERRIDE_HOST),
