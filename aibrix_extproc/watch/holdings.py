@@ -5,9 +5,10 @@ was sent to three engines is hundreds of blocks with the same three holders. Onl
 GPU counts, as for depth. Knows block keys and no tokens, no socket and no clock.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aibrix_extproc.index.blocks import GPU
@@ -18,6 +19,9 @@ MAX_GROUPS: Final = 50
 MAX_PAIR_SOURCES: Final = 32
 """Pairs are compared among the sources that hold most; 200 sources have 19,900 pairs."""
 MAX_PAIRS: Final = 20
+MAX_BLOCKS: Final = 1_000_000
+"""Looked at, over all sources: about 150 MB for as long as it takes. Of more, every second one or
+every fourth and so on is taken by its key, the same ones in every source, and counts for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,10 @@ class Held:
 
     name: str
     model: str
-    names: Mapping[int, int]
-    """Keys of the blocks on its GPU → the names of the engine's hashes (`index.names`)."""
+    keys: Sequence[int]
+    """Of the blocks on its GPU, each once."""
+    names: Sequence[int]
+    """Those of the engine's hashes for the same blocks (`index.names`)."""
     by_medium: Mapping[str, int]
     """Medium → blocks, each copy counted."""
     orphans: int
@@ -43,7 +49,8 @@ def held_by(name: str, model: str, saved: SavedSource) -> Held:
         if shelf.medium == GPU:
             names.update(zip(shelf.keys, shelf.names, strict=True))
     counts = {medium: count for medium, count in by_medium.items() if count}
-    return Held(name, model, names, counts, len(saved.orphans))
+    keys = array("Q", names)
+    return Held(name, model, keys, array("Q", names.values()), counts, len(saved.orphans))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +96,14 @@ class Holdings:
     """Source → parked blocks."""
     by_medium: Mapping[str, int]
     """Medium → blocks over all sources, each copy counted."""
+    one_in: int = 1
+    """Above 1, numbers of blocks are estimates: one in so many was looked at."""
 
 
 def holdings(held: Sequence[Held], chains: Mapping[str, Chains] | None = None) -> Holdings:
     """Who holds what of these sources; `chains` by their names, for where the blocks stand."""
+    one_in = _one_in(sum(len(one.keys) for one in held))
+    held = [_sample(one, one_in) for one in held]
     blocks = shared = 0
     groups: list[Group] = []
     pairs: Counter[tuple[str, str]] = Counter()
@@ -104,7 +115,7 @@ def holdings(held: Sequence[Held], chains: Mapping[str, Chains] | None = None) -
         shared += sum(count for mask, count in by_mask.items() if mask & (mask - 1))
         wide = sorted(by_mask, key=lambda mask: (-mask.bit_count(), -by_mask[mask]))[:MAX_GROUPS]
         members = _members(masks, set(wide))
-        groups += [_group(of_model, mask, members[mask], chains or {}) for mask in wide]
+        groups += [_group(of_model, mask, members[mask], chains or {}, one_in) for mask in wide]
         _count_pairs(of_model, by_mask, pairs)
     groups.sort(key=lambda group: (-len(group.holders), -group.blocks))
     media: Counter[str] = Counter()
@@ -112,13 +123,30 @@ def holdings(held: Sequence[Held], chains: Mapping[str, Chains] | None = None) -
         media.update(one.by_medium)
     return Holdings(
         sources=len(held),
-        blocks=blocks,
-        shared=shared,
+        blocks=blocks * one_in,
+        shared=shared * one_in,
         groups=tuple(groups[:MAX_GROUPS]),
-        pairs=_widest(pairs, {one.name: len(one.names) for one in held}),
+        pairs=_widest(pairs, {one.name: len(one.keys) for one in held}, one_in),
         orphans={one.name: one.orphans for one in held},
         by_medium=dict(media),
+        one_in=one_in,
     )
+
+
+def _one_in(blocks: int) -> int:
+    """A power of two."""
+    one_in = 1
+    while blocks > MAX_BLOCKS * one_in:
+        one_in *= 2
+    return one_in
+
+
+def _sample(held: Held, one_in: int) -> Held:
+    """What is looked at of a source: keys are hashes, so any of their bits choose evenly."""
+    if one_in == 1:
+        return held
+    pairs = [(k, n) for k, n in zip(held.keys, held.names, strict=True) if not k & (one_in - 1)]
+    return replace(held, keys=[key for key, _ in pairs], names=[name for _, name in pairs])
 
 
 def _masks(held: Sequence[Held]) -> dict[int, int]:
@@ -126,7 +154,7 @@ def _masks(held: Sequence[Held]) -> dict[int, int]:
     masks: dict[int, int] = {}
     for place, one in enumerate(held):
         bit = 1 << place
-        for key in one.names:
+        for key in one.keys:
             masks[key] = masks.get(key, 0) | bit
     return masks
 
@@ -140,20 +168,24 @@ def _members(masks: Mapping[int, int], wanted: set[int]) -> dict[int, list[int]]
 
 
 def _group(
-    held: Sequence[Held], mask: int, keys: Sequence[int], chains: Mapping[str, Chains]
+    held: Sequence[Held],
+    mask: int,
+    keys: Sequence[int],
+    chains: Mapping[str, Chains],
+    one_in: int,
 ) -> Group:
     holders = [one for place, one in enumerate(held) if mask >> place & 1]
     placed = []
     for one in holders:
-        known = chains.get(one.name)
-        notes = [(known.find(one.names[key]), key) for key in keys] if known else []
+        known, names = chains.get(one.name), dict(zip(one.keys, one.names, strict=True))
+        notes = [(known.find(names[key]), key) for key in keys] if known else []
         placed = [(note.depth, key, note.tokens) for note, key in notes if note is not None]
         if placed:
             break
     first = min(placed, default=None)
     return Group(
         holders=tuple(one.name for one in holders),
-        blocks=len(keys),
+        blocks=len(keys) * one_in,
         key=min(keys) if first is None else first[1],
         model=holders[0].model,
         depths=None if first is None else (first[0], max(depth for depth, _, _ in placed)),
@@ -164,7 +196,7 @@ def _group(
 def _count_pairs(
     held: Sequence[Held], by_mask: Mapping[int, int], pairs: Counter[tuple[str, str]]
 ) -> None:
-    largest = sorted(range(len(held)), key=lambda place: -len(held[place].names))
+    largest = sorted(range(len(held)), key=lambda place: -len(held[place].keys))
     compared = sorted(largest[:MAX_PAIR_SOURCES])
     for mask, count in by_mask.items():
         inside = [place for place in compared if mask >> place & 1]
@@ -173,9 +205,11 @@ def _count_pairs(
                 pairs[held[one].name, held[other].name] += count
 
 
-def _widest(pairs: Counter[tuple[str, str]], sizes: Mapping[str, int]) -> tuple[Pair, ...]:
+def _widest(
+    pairs: Counter[tuple[str, str]], sizes: Mapping[str, int], one_in: int
+) -> tuple[Pair, ...]:
     widest: Iterable[tuple[tuple[str, str], int]] = pairs.most_common(MAX_PAIRS)
     return tuple(
-        Pair(one, other, count, count / min(sizes[one], sizes[other]))
+        Pair(one, other, count * one_in, count / min(sizes[one], sizes[other]))
         for (one, other), count in widest
     )

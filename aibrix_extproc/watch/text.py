@@ -118,6 +118,7 @@ def json_line(
 def _holdings(found: Holdings, with_tokens: bool) -> dict[str, Any]:
     return {
         "blocks": found.blocks,
+        "estimated_from_one_in": found.one_in,
         "shared": found.shared,
         "by_medium": dict(found.by_medium),
         "groups": [_group(group, with_tokens) for group in found.groups],
@@ -165,7 +166,7 @@ def holdings_lines(found: Holdings, limit: int, *, with_tokens: bool = False) ->
     """Who holds what, for the summary."""
     lines = [
         f"who holds what: {count(found.blocks)} distinct blocks, {count(found.shared)} of them in "
-        "two sources or more"
+        f"two sources or more{_estimated(found)}"
     ]
     for group in found.groups[:limit]:
         number, blocks, where, who = group_texts(group, found.sources, with_tokens=with_tokens)
@@ -179,6 +180,10 @@ def holdings_lines(found: Holdings, limit: int, *, with_tokens: bool = False) ->
         for pair in found.pairs[:limit]
     ]
     return lines
+
+
+def _estimated(found: Holdings) -> str:
+    return f" (estimated from one block in {found.one_in})" if found.one_in > 1 else ""
 
 
 # -- the summary ----------------------------------------------------------------------------------

@@ -2,9 +2,13 @@
 
 import pytest
 
+from aibrix_extproc.index.names import Names
+from aibrix_extproc.kvevents.effects import Clear, ClearReason, Notice, Noticed
 from aibrix_extproc.watch import numbers as numbers_module
+from aibrix_extproc.watch.chains import Chains, Room
 from aibrix_extproc.watch.numbers import Numbers, Step, spelled
 from aibrix_extproc.watch.rates import WINDOW_S, Rates
+from aibrix_extproc.watch.tally import Tally
 
 
 def seen(*live: int) -> Numbers:
@@ -85,3 +89,30 @@ def test_a_young_source_is_not_made_smaller_by_the_window() -> None:
     rates.add(0, 10, 100.0)
     rates.add(0, 10, 101.9)
     assert rates.per_s(102.0)[0] == pytest.approx(10)
+
+
+def tally() -> Tally:
+    return Tally("e", Chains(Names(0), Room()), lambda now: now)
+
+
+def message(number: int) -> list[bytes]:
+    return [b"", number.to_bytes(8, "big"), b"%d" % number]
+
+
+def test_another_process_behind_growing_numbers_has_no_holes_of_the_one_before() -> None:
+    """It restarted unseen and passed the old number: only the replay shows it."""
+    counted = tally()
+    for number in (0, 5):
+        counted.message(message(number), 1.0)
+    counted.effect(Noticed(Notice.RESTART))
+    counted.effect(Clear(ClearReason.RESTART))
+    row = counted.row(1.0)
+    assert (row.missing, row.restarts, row.gaps) == (0, 1, 1)
+
+
+def test_a_source_that_is_cleared_for_a_gap_keeps_its_holes() -> None:
+    counted = tally()
+    for number in (0, 5):
+        counted.message(message(number), 1.0)
+    counted.effect(Clear(ClearReason.GAP))
+    assert counted.row(1.0).holes == ((1, 4),)
