@@ -22,7 +22,8 @@ import uvloop
 from aiohttp import web
 from yarl import URL
 
-from aibrix_extproc.extproc.openai import CHAT_PATH, Prompt, parse_body
+from aibrix_extproc.extproc.openai import CHAT_PATH, parse_body
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.client import Client

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aibrix_extproc.errors import printable
-from aibrix_extproc.extproc.openai import Prompt
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings

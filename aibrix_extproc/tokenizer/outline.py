@@ -24,7 +24,7 @@ import msgspec
 import xxhash
 from msgspec import Raw
 
-from aibrix_extproc.extproc.openai import NOT_PROMPT, Prompt, PromptKind
+from aibrix_extproc.extproc.prompts import NOT_PROMPT, Prompt, PromptKind
 
 KEY_BYTES: Final = 16
 

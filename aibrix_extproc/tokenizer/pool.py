@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
-from aibrix_extproc.extproc.openai import Prompt
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.logs import Spells, StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings

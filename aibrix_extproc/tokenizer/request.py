@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from aibrix_extproc.extproc.openai import CHAT_PATH, COMPLETION_PATH, MAX_FIELDS, Prompt, PromptKind
+from aibrix_extproc.extproc.openai import CHAT_PATH, COMPLETION_PATH, MAX_FIELDS
+from aibrix_extproc.extproc.prompts import Prompt, PromptKind
 from aibrix_extproc.tokenizer import native
 
 TOKENIZE_PATH: Final = "/tokenize"

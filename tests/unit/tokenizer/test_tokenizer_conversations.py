@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aibrix_extproc.extproc.openai import Prompt, parse_body
+from aibrix_extproc.extproc.openai import parse_body
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.tokenizer.conversations import MARGIN_TOKENS, Claim, Conversations
 from aibrix_extproc.tokenizer.outline import outline
 from aibrix_extproc.tokenizer.trust import DISTRUST_S, PROOFS, Trust

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aibrix_extproc.extproc.openai import Prompt, parse_body
+from aibrix_extproc.extproc.openai import parse_body
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer import pool as pool_module

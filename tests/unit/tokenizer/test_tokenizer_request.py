@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aibrix_extproc.extproc.openai import MAX_FIELDS, Prompt, parse_body
+from aibrix_extproc.extproc.openai import MAX_FIELDS, parse_body
+from aibrix_extproc.extproc.prompts import Prompt
 from aibrix_extproc.tokenizer import native
 from aibrix_extproc.tokenizer.request import (
     BadReply,
