@@ -1,8 +1,8 @@
 """The logic of one stream, which is one HTTP request: messages in, effects out.
 
-Owns which reply is owed when, in both body modes, and what may be said after what. Knows no
-gRPC, no clock and no metric; it holds protobuf messages. Rules and numbers are those measured
-with a real Envoy 1.40.
+Owns which reply is owed when, in both body modes, and what may be said after what; those to the
+answer come from `answer`. Knows no gRPC, no clock and no metric; it holds protobuf messages. Rules
+and numbers are those measured with a real Envoy 1.40.
 
 BUFFERED: the headers are answered at once, the decision is the reply to the body. Duplex
 (FULL_DUPLEX_STREAMED): nothing is answered until the body has ended and the decision is made;
@@ -18,7 +18,7 @@ from typing import Final
 
 from aibrix_extproc.errors import BodyTooLarge, RequestError
 from aibrix_extproc.extproc import messages, replies
-from aibrix_extproc.extproc.answer import AnswerWatch
+from aibrix_extproc.extproc.answer import Answer
 from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, Picked, RouteRequest
 from aibrix_extproc.extproc.effects import (
     Abort,
@@ -85,10 +85,8 @@ class Stream:
         self._request_ended = False
         self._trailers_owed = False
         self._ticket: object | None = None
-        self._watch = AnswerWatch()
+        self._answer = Answer()
         self._client_headers: dict[str, str] = {}
-        self._answer_begun = False
-        self._answer_ended = False
         self._settled = False
 
     # -- inputs -------------------------------------------------------------------------------
@@ -122,7 +120,7 @@ class Stream:
                 return [*settled, *self._end_with(replies.answer(outcome, self._request_id))]
             case Picked(shadow=True, ticket=ticket):
                 self._ticket = ticket
-                self._watch.expect(outcome)
+                self._answer.expect(outcome)
                 return self._pass("shadow")
             case Picked():
                 return self._pick(outcome)
@@ -159,7 +157,7 @@ class Stream:
         running = echoed and not self._modes.end_seen and quiet_s < LINGER_S
         self._phase = _Phase.ENDED
         self._held.let_go()
-        observed = self._watch.ended(complete=False)
+        observed = self._answer.over(complete=False)
         return [*self._settle("left"), *observed, *([] if running else self._release())]
 
     @property
@@ -169,7 +167,7 @@ class Stream:
             return True
         if self._phase is not _Phase.PASSING:
             return False
-        if self._modes.answer_duplex and self._answer_begun and not self._answer_ended:
+        if self._answer.owes(self._modes):
             return False
         return self._request_ended or not self._modes.duplex
 
@@ -260,32 +258,17 @@ class Stream:
             self._phase = _Phase.PASSING
             self._request_ended = True
             self._held.let_go()
-        self._answer_begun = True
-        reply = messages.reply_to_response_headers(self._client_headers)
-        effects = [*self._watch.begins(message, self._modes, reply), Reply(reply)]
-        return effects + self._if_answer_ends(message.response_headers.end_of_stream)
+        return self._released(self._answer.headers(message, self._modes, self._client_headers))
 
     def _on_response_body(self, message: pb.ProcessingRequest) -> list[Effect]:
-        body = message.response_body
-        self._watch.passes(body.body)
-        if not self._modes.answer_duplex:
-            return [
-                Reply(messages.PASS_RESPONSE_BODY),
-                *self._if_answer_ends(body.end_of_stream),
-            ]
-        if self._answer_ended:
-            return []
-        echo = _all(messages.echo_response_body(body.body, body.end_of_stream))
-        return echo + self._if_answer_ends(body.end_of_stream)
+        return self._released(self._answer.body(message, self._modes))
 
     def _on_response_trailers(self, _message: pb.ProcessingRequest) -> list[Effect]:
-        return [Reply(messages.PASS_RESPONSE_TRAILERS), *self._if_answer_ends(True)]
+        return self._released(self._answer.trailers())
 
-    def _if_answer_ends(self, ended: bool) -> list[Effect]:
-        if not ended:
-            return []
-        self._answer_ended = True
-        return [*self._watch.ended(complete=True), *self._release()]
+    def _released(self, effects: list[Effect]) -> list[Effect]:
+        """With the end of the answer its load is gone."""
+        return effects + self._release() if self._answer.ended else effects
 
     # -- outcomes -----------------------------------------------------------------------------
 
@@ -311,7 +294,7 @@ class Stream:
 
     def _pick(self, picked: Picked) -> list[Effect]:
         self._ticket = picked.ticket
-        self._watch.expect(picked)
+        self._answer.expect(picked)
         endpoints = ",".join(messages.destinations(picked, self._settings.alternatives))
         if self._settings.debug_headers:
             self._client_headers |= messages.debug_headers(picked)
