@@ -12,15 +12,7 @@ from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.extproc.decides import Picked
 from aibrix_extproc.fakes.engine import FakeEngine
 from tests.support import eventually_async
-from tests.unit.decide.test_decide_decider import (
-    LONG,
-    Rig,
-    ask,
-    completion,
-    engines,
-    pod_of,
-    running,
-)
+from tests.unit.decide.decide_rig import LONG, Rig, ask, completion, engines, pod_of, running
 
 PROMISES = "aibrix_extproc_promises_total"
 DOUBTED = "aibrix_extproc_doubted_pods"

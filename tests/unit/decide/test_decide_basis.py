@@ -5,7 +5,7 @@ from typing import Any
 from aibrix_extproc.decide.basis import Basis
 from aibrix_extproc.discovery.pods import Rank
 from tests.support import eventually_async, free_port
-from tests.unit.decide.test_decide_decider import (
+from tests.unit.decide.decide_rig import (
     LONG,
     Rig,
     ask,

@@ -1,7 +1,7 @@
 """What one decision may cost: tokens that are matched, requests in the ledger."""
 
 from tests.support import eventually_async
-from tests.unit.decide.test_decide_decider import LONG, completion, engines, pod_of, running
+from tests.unit.decide.decide_rig import LONG, completion, engines, pod_of, running
 
 IDS = list(range(1, 1001))
 

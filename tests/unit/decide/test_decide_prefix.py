@@ -10,7 +10,7 @@ import aiohttp
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.fakes.engine import FakeEngine
 from tests.support import eventually_async
-from tests.unit.decide.test_decide_decider import Rig, engines, plain_pod, pod_of, request, running
+from tests.unit.decide.decide_rig import Rig, engines, plain_pod, pod_of, request, running
 from tests.unit.tokenizer.tokenizer_server import TokenizerServer, tokenizer_server
 
 CHAT = "/v1/chat/completions"

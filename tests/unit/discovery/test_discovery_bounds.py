@@ -14,11 +14,7 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings
 from tests.fake_kube import FakeKube, kube_pod
-from tests.unit.discovery.test_discovery_kubernetes import (  # noqa: F401 - a fixture
-    kube,
-    until,
-    watching,
-)
+from tests.unit.discovery.kubernetes_rig import until, watching
 
 
 def pod(name: str, ranks: int = 1, **more: object) -> Pod:
@@ -118,7 +114,7 @@ def test_names_past_the_bound_are_unknown_and_the_labels_own_go_first(
 # -- Kubernetes -------------------------------------------------------------------------------
 
 
-async def test_a_sudden_empty_listing_takes_no_pod_away(kube: FakeKube) -> None:  # noqa: F811
+async def test_a_sudden_empty_listing_takes_no_pod_away(kube: FakeKube) -> None:
     kube.apply(kube_pod("a"))
     kube.apply(kube_pod("b"))
     async with watching(kube) as watcher:
@@ -134,7 +130,7 @@ async def test_a_sudden_empty_listing_takes_no_pod_away(kube: FakeKube) -> None:
         assert None not in [after for _, after in watcher.changes]
 
 
-async def test_one_that_stays_empty_is_believed_after_the_grace(kube: FakeKube) -> None:  # noqa: F811
+async def test_one_that_stays_empty_is_believed_after_the_grace(kube: FakeKube) -> None:
     kube.apply(kube_pod("a"))
     async with watching(kube, empty_listing_grace_s=0.2) as watcher:
         await watcher.see("a")
@@ -145,7 +141,7 @@ async def test_one_that_stays_empty_is_believed_after_the_grace(kube: FakeKube) 
         await watcher.see()
 
 
-async def test_a_fleet_that_is_deleted_pod_by_pod_is_gone_at_once(kube: FakeKube) -> None:  # noqa: F811
+async def test_a_fleet_that_is_deleted_pod_by_pod_is_gone_at_once(kube: FakeKube) -> None:
     kube.apply(kube_pod("a"))
     async with watching(kube) as watcher:
         await watcher.see("a")
@@ -159,7 +155,7 @@ async def test_a_fleet_that_is_deleted_pod_by_pod_is_gone_at_once(kube: FakeKube
 
 @pytest.mark.parametrize("bound", ["MAX_PAGE_BYTES", "MAX_LISTED"])
 async def test_a_listing_past_its_bounds_leaves_the_pods_as_they_were(
-    kube: FakeKube,  # noqa: F811
+    kube: FakeKube,
     monkeypatch: pytest.MonkeyPatch,
     bound: str,
 ) -> None:
@@ -176,7 +172,7 @@ async def test_a_listing_past_its_bounds_leaves_the_pods_as_they_were(
 
 
 async def test_a_line_without_end_is_given_up(
-    kube: FakeKube,  # noqa: F811
+    kube: FakeKube,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kube_watch, "_MAX_LINE_BYTES", 4096)

@@ -1,33 +1,18 @@
 """The stream's logic, message by message, where Envoy keeps the body (BUFFERED), and what is
 the same in every mode: headers-only requests, answers, spoofed headers, the ledger."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from msgspec.structs import replace
 
-from aibrix_extproc.errors import BodyModeUnsupported, ModelNotFound, TooManyStreams
-from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, RouteRequest
-from aibrix_extproc.extproc.effects import (
-    Abort,
-    Decide,
-    Effect,
-    PrefillDone,
-    Release,
-    Reply,
-    Settled,
-)
-from aibrix_extproc.extproc.inflight import InflightBytes
-from aibrix_extproc.extproc.stream import Stream
+from aibrix_extproc.errors import ModelNotFound
+from aibrix_extproc.extproc.decides import Answered, Passed, RouteRequest
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
 from aibrix_extproc.routing.types import Candidate
-from aibrix_extproc.settings import Settings
 from tests.unit.extproc.extproc_fixtures import (
     BUFFERED,
     CHAT,
-    DESTINATIONS,
     DUPLEX,
     NONE,
     common,
@@ -36,62 +21,21 @@ from tests.unit.extproc.extproc_fixtures import (
     request_body,
     request_headers,
     request_trailers,
-    response_body,
     response_headers,
-    response_trailers,
     set_headers,
     three_pods,
 )
-
-SPOOFED = {
-    "target_pod": "6.6.6.6:1",
-    "x_gateway_destination_endpoint": "6.6.6.6:1",
-    "x_data_parallel_rank": "7",
-}
-
-
-def make(inflight_bytes: int = 1 << 30, refusal: Any = None, **settings: Any) -> Stream:
-    return Stream(
-        Settings(**settings),
-        InflightBytes(inflight_bytes),
-        refusal=refusal,
-        new_id=lambda: "new-id",
-    )
-
-
-def replies(effects: Iterable[Effect]) -> list[pb.ProcessingResponse]:
-    return [effect.response for effect in effects if isinstance(effect, Reply)]
-
-
-def one_reply(effects: Iterable[Effect]) -> pb.ProcessingResponse:
-    (response,) = replies(effects)
-    return response
-
-
-def asked(effects: Iterable[Effect]) -> RouteRequest:
-    (request,) = [effect.request for effect in effects if isinstance(effect, Decide)]
-    return request
-
-
-def settled(effects: Iterable[Effect]) -> list[tuple[str, str]]:
-    return [(e.outcome, e.reason) for e in effects if isinstance(e, Settled)]
-
-
-def up_to_decision(stream: Stream, body: bytes = b"{}", **headers: Any) -> RouteRequest:
-    stream.receive(request_headers(**headers))
-    return asked(stream.receive(request_body(body)))
-
-
-def decided(outcome: Outcome, **settings: Any) -> tuple[Stream, list[Effect]]:
-    stream = make(**settings)
-    up_to_decision(stream)
-    return stream, stream.decided(outcome)
-
-
-def strips(common_response: pb.CommonResponse) -> bool:
-    mutation = common_response.header_mutation
-    return set(mutation.remove_headers) == DESTINATIONS and not mutation.set_headers
-
+from tests.unit.extproc.extproc_stream_rig import (
+    SPOOFED,
+    asked,
+    decided,
+    make,
+    one_reply,
+    replies,
+    settled,
+    strips,
+    up_to_decision,
+)
 
 # -- a request with a body ------------------------------------------------------------------
 
@@ -325,93 +269,6 @@ def test_a_second_head_is_tolerated() -> None:
     assert strips(common(one_reply(stream.receive(request_headers()))))
 
 
-# -- body modes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", [NONE, pb.ProcessingMode.STREAMED, pb.ProcessingMode.GRPC, 77])
-def test_a_body_that_cannot_be_read_whole_is_a_clear_error(mode: int) -> None:
-    effects = make().receive(request_headers(mode=mode))
-    immediate = one_reply(effects).immediate_response
-    assert immediate.status.code == 500
-    assert b"processing_mode.request_body_mode" in immediate.body
-    (said,) = [e for e in effects if isinstance(e, Settled)]
-    assert isinstance(said.error, BodyModeUnsupported)
-
-
-def test_an_envoy_that_names_no_mode_is_taken_as_buffered() -> None:
-    stream = make()
-    assert one_reply(stream.receive(request_headers(mode=None))).HasField("request_headers")
-    assert asked(stream.receive(request_body(b"{}"))).body == b"{}"
-
-
-def test_a_piece_of_a_body_in_assumed_buffered_is_a_clear_error() -> None:
-    stream = make()
-    stream.receive(request_headers(mode=None))
-    immediate = one_reply(stream.receive(request_body(b"{", end=False))).immediate_response
-    assert immediate.status.code == 500
-    assert b"AIBRIX_EXTPROC_DEFAULT_BODY_MODE=duplex" in immediate.body
-
-
-def test_a_setting_forces_duplex_where_none_is_named() -> None:
-    stream = make(default_body_mode="duplex")
-    assert stream.receive(request_headers(mode=None)) == []
-    assert stream.receive(request_body(b"{", end=False)) == []
-    assert asked(stream.receive(request_body(b"}"))).body == b"{}"
-
-
-# -- limits -----------------------------------------------------------------------------------
-
-
-def test_a_body_over_the_limit_is_413() -> None:
-    stream = make(max_body_bytes=10)
-    stream.receive(request_headers())
-    assert one_reply(stream.receive(request_body(b"x" * 11))).immediate_response.status.code == 413
-
-
-@pytest.mark.parametrize("length", ["11", "0" * 40 + "11", "9" * 5000])
-def test_content_length_over_the_limit_is_413_before_the_body(length: str) -> None:
-    effects = make(max_body_bytes=10).receive(request_headers(content_length=length))
-    assert one_reply(effects).immediate_response.status.code == 413
-
-
-@pytest.mark.parametrize("length", ["10", "0" * 5000, "ten", "-1", "²"])
-def test_other_content_lengths_say_nothing(length: str) -> None:
-    effects = make(max_body_bytes=10).receive(request_headers(content_length=length))
-    assert one_reply(effects).HasField("request_headers")
-
-
-def test_past_the_bound_of_all_bodies_a_request_passes() -> None:
-    stream = make(inflight_bytes=10)
-    stream.receive(request_headers())
-    effects = stream.receive(request_body(b"x" * 11))
-    assert strips(common(one_reply(effects)))
-    assert settled(effects) == [("passed", "inflight_bytes")]
-
-
-@pytest.mark.parametrize("end", ["decided", "refused", "closed", "failed"])
-def test_the_bytes_of_a_body_are_given_back(end: str) -> None:
-    inflight = InflightBytes(100)
-    stream = Stream(Settings(), inflight)
-    up_to_decision(stream, b"x" * 60)
-    assert inflight.used_bytes == 60
-    {
-        "decided": lambda: stream.decided(three_pods()),
-        "refused": lambda: stream.refused(ModelNotFound("m")),
-        "closed": stream.closed,
-        "failed": lambda: stream.failed("request_body"),
-    }[end]()
-    assert inflight.used_bytes == 0
-
-
-@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_too_many_streams_are_refused_at_the_headers(mode: int, method: str) -> None:
-    stream = make(refusal=TooManyStreams(5))
-    immediate = one_reply(stream.receive(request_headers(mode=mode, method=method)))
-    assert immediate.immediate_response.status.code == 429
-    assert set_headers(immediate.immediate_response.headers)["retry-after"] == "1"
-
-
 # -- the subset hint --------------------------------------------------------------------------
 
 
@@ -429,130 +286,8 @@ def test_a_subset_hint_restricts_the_candidates(hint: Any, subset: set[str] | No
     assert up_to_decision(make(), subset=hint).subset == subset
 
 
-# -- the answer and the ledger ----------------------------------------------------------------
-
-
-def test_response_headers_tell_the_request_id_and_end_the_prefill() -> None:
-    stream, _ = decided(three_pods(ticket="t"))
-    effects = stream.receive(response_headers())
-    assert PrefillDone("t") in effects
-    reply = one_reply(effects)
-    assert reply.WhichOneof("response") == "response_headers"
-    assert set_headers(common(reply).header_mutation) == {"request-id": "req-1"}
-
-
-def test_debug_headers_tell_strategy_pod_and_matched_tokens() -> None:
-    stream, _ = decided(three_pods(), debug_headers=True)
-    reply = one_reply(stream.receive(response_headers()))
-    assert set_headers(common(reply).header_mutation) == {
-        "request-id": "req-1",
-        "routing-strategy": "prefix-cache",
-        "target-pod": "pod-1",
-        "x-aibrix-matched-tokens": "32",
-    }
-
-
-def test_response_body_and_trailers_are_let_through() -> None:
-    stream, _ = decided(three_pods())
-    stream.receive(response_headers())
-    body = one_reply(stream.receive(response_body(b"data")))
-    assert body.WhichOneof("response") == "response_body"
-    assert not common(body).HasField("body_mutation")
-    trailers = one_reply(stream.receive(response_trailers()))
-    assert trailers.WhichOneof("response") == "response_trailers"
-
-
-@pytest.mark.parametrize(
-    "last", [response_trailers(), response_body(b"x", end=True), response_headers(end=True)]
-)
-def test_an_answer_that_is_seen_to_end_is_released_once(last: pb.ProcessingRequest) -> None:
-    stream, _ = decided(three_pods(ticket="t"))
-    assert Release("t") in stream.receive(last)
-    assert Release("t") not in stream.receive(response_trailers())
-    assert Release("t") not in stream.closed()
-
-
-def test_the_end_of_a_buffered_stream_releases() -> None:
-    stream, _ = decided(three_pods(ticket="t"))
-    stream.receive(response_headers())
-    assert stream.closed() == [Release("t")]
-
-
-def test_a_decision_that_comes_after_the_end_is_released() -> None:
-    stream = make()
-    up_to_decision(stream)
-    assert settled(stream.closed()) == [("left", "")]
-    assert stream.decided(three_pods(ticket="t")) == [Release("t")]
-    assert stream.refused(ModelNotFound("m")) == []
-
-
-@pytest.mark.parametrize("body_came", [True, False])
-def test_an_answer_of_envoys_own_ends_the_decision(body_came: bool) -> None:
-    stream = make()
-    stream.receive(request_headers())
-    if body_came:
-        stream.receive(request_body(b"{}"))
-    assert one_reply(stream.receive(response_headers("413"))).HasField("response_headers")
-    assert stream.decided(three_pods(ticket="t")) == [Release("t")]
-    assert stream.may_end
-
-
-# -- ends -------------------------------------------------------------------------------------
-
-
-def test_a_buffered_stream_may_end_once_its_outcome_is_sent() -> None:
-    stream = make()
-    assert not stream.may_end
-    stream.receive(request_headers())
-    assert not stream.may_end
-    stream.receive(request_body(b"{}"))
-    assert not stream.may_end
-    stream.decided(three_pods())
-    assert stream.may_end
-
-
-def test_its_own_failure_lets_a_buffered_request_pass() -> None:
-    stream = make()
-    up_to_decision(stream)
-    effects = stream.failed("request_body")
-    assert strips(common(one_reply(effects)))
-    assert settled(effects) == [("passed", "internal_error")]
-    assert one_reply(stream.receive(response_headers())).HasField("response_headers")
-
-
-def test_its_own_failure_ends_a_duplex_stream_with_an_error() -> None:
-    stream = make()
-    stream.receive(request_headers(mode=DUPLEX))
-    effects = stream.failed("request_body")
-    assert [e.code for e in effects if isinstance(e, Abort)] == ["INTERNAL"]
-    assert replies(effects) == []
-
-
-# -- shadow mode ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", [BUFFERED, DUPLEX], ids=["buffered", "duplex"])
-def test_a_pick_of_shadow_mode_sets_no_header_and_its_load_is_released_at_the_end(
-    mode: Any,
-) -> None:
-    stream = make(debug_headers=True)
-    stream.receive(request_headers(mode=mode, **SPOOFED))
-    stream.receive(request_body(b"{}"))
-    effects = stream.decided(replace(three_pods(), shadow=True))
-    assert [e for e in effects if isinstance(e, Settled)] == [Settled("passed", "shadow")]
-    sent = common(replies(effects)[0])
-    assert set_headers(sent.header_mutation) == {}
-    assert set(sent.header_mutation.remove_headers) == set(DESTINATIONS)
-    assert not sent.clear_route_cache
-    assert not replies(effects)[0].HasField("dynamic_metadata")
-    told = stream.receive(response_headers())
-    assert PrefillDone("ticket") in told
-    answer = replies(told)[0].response_headers.response
-    assert "target-pod" not in set_headers(answer.header_mutation)
-    assert Release("ticket") in stream.closed(10.0)
-
-
 # -- what is recorded -------------------------------------------------------------------------
+
 
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 

@@ -6,7 +6,7 @@ from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.tokenizer import pool as pool_module
 from aibrix_extproc.tokenizer.types import Tokens
 from tests.support import eventually_async
-from tests.unit.tokenizer.test_tokenizer_pool import completion, counted, started
+from tests.unit.tokenizer.pool_rig import completion, counted, started
 from tests.unit.tokenizer.tokenizer_server import tokenizer_server
 
 LATER = "aibrix_extproc_tokenized_later_total"

@@ -15,14 +15,7 @@ from aibrix_extproc.tokenizer.pool import Reason, TokenizerPool
 from aibrix_extproc.tokenizer.race import Race
 from aibrix_extproc.tokenizer.types import Tokens
 from tests.support import eventually_async
-from tests.unit.tokenizer.test_tokenizer_pool import (
-    ENOUGH_S,
-    completion,
-    failures,
-    ids,
-    reason_of,
-    started,
-)
+from tests.unit.tokenizer.pool_rig import ENOUGH_S, completion, failures, ids, reason_of, started
 from tests.unit.tokenizer.tokenizer_server import TokenizerServer, tokenizer_server
 
 STALL_S = 0.05
