@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance soak kube-tools kube-schemas kube-test gateway-schemas bench bench-restart \
+	acceptance soak kube-tools kube-schemas kube-test gateway-schemas gateway-tools gateway-xds bench bench-restart \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -111,6 +111,20 @@ $(TOOLS)/kube-apiserver: tests/kube/go.mod tests/kube/go.sum
 # Every manifest applied to a real API server, and discovery against it. Not part of `make test`.
 kube-test: setup kube-tools $(if $(GO),$(TOOLS)/kube-apiserver)
 	$(BIN)/python -m pytest -m kube -v tests/kube
+
+# Envoy Gateway's own translator, of the oldest and the newest release that envoy/gateway is for. Some
+# fifteen minutes of two cores each, once.
+gateway-tools: $(TOOLS)/kustomize $(TOOLS)/egctl-1.6.0 $(TOOLS)/egctl-1.9.1
+
+# In the module's own folder: its go.sum vouches for what it needs.
+$(TOOLS)/egctl-%:
+	cd $$(go mod download -json github.com/envoyproxy/gateway@v$* | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') && \
+	$(GO_BUILD) go build -trimpath -ldflags "-s -w" -o $(abspath $(TOOLS))/egctl-$* ./cmd/egctl
+
+# tests/data/gateway: the xDS that Envoy Gateway makes of envoy/gateway, anew after a change there.
+# GATEWAY=--check only compares.
+gateway-xds: $(READY) gateway-tools
+	$(BIN)/python -m tests.manifests.derive_gateway_xds $(GATEWAY)
 
 # The schemas of tests/data/schemas/kubernetes.json, derived anew.
 kube-schemas: $(READY)

@@ -1,5 +1,6 @@
 """A processor and engines that do what a test tells them, for an Envoy under test."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,13 +21,19 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 
 @dataclass
 class StubEngine:
-    """Answers every path with its name, and keeps what it was sent."""
+    """Answers every path with its name, and keeps what it was sent.
+
+    `gate` holds answers back until it is set; `resets` drops the connection instead of answering.
+    """
 
     name: str
     address: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
     bodies: list[int] = field(default_factory=list)
     health_checks: int = 0
+    status: int = 200
+    resets: bool = False
+    gate: asyncio.Event | None = None
     runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -34,7 +41,7 @@ class StubEngine:
         app.router.add_route("*", "/{path:.*}", self.handle)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self.runner, "127.0.0.1", 0, backlog=2048).start()
         self.address = f"127.0.0.1:{self.runner.addresses[0][1]}"
 
     async def stop(self) -> None:
@@ -48,18 +55,28 @@ class StubEngine:
             return web.Response(text="ok")
         self.requests.append({k.lower(): v for k, v in request.headers.items()})
         self.bodies.append(len(await request.read()))
-        return web.Response(text=self.name)
+        if self.resets and request.transport is not None:
+            request.transport.abort()
+        if self.gate is not None:
+            await self.gate.wait()
+        return web.Response(text=self.name, status=self.status)
 
 
 @dataclass
 class StubProcessor:
-    """Sets `headers` and `metadata` on every request with a body; keeps what it was sent."""
+    """Sets `headers` and `metadata` on every request with a body; keeps what it was sent.
+
+    `stalled`: it says nothing to bodies. `served_by`: who answered, by Envoy's word.
+    """
 
     headers: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     address: str = ""
     seen: list[dict[str, str]] = field(default_factory=list)
     modes: list[Any] = field(default_factory=list)
+    served_by: list[str] = field(default_factory=list)
+    stalled: bool = False
+    ready: bool = True
     server: grpc.aio.Server | None = None
 
     async def start(self, address: str = "127.0.0.1:0") -> None:
@@ -69,7 +86,7 @@ class StubProcessor:
             request_deserializer=pb.ProcessingRequest.FromString,
             response_serializer=pb.ProcessingResponse.SerializeToString,
         )
-        health = grpc.unary_unary_rpc_method_handler(_serving)
+        health = grpc.unary_unary_rpc_method_handler(self._health)
         self.server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
@@ -97,6 +114,8 @@ class StubProcessor:
                 )
                 self.modes.append(message.protocol_config)
                 reply.request_headers.SetInParent()
+            elif kind == "request_body" and self.stalled:
+                await asyncio.Event().wait()
             elif kind == "request_body":
                 common = reply.request_body.response
                 common.clear_route_cache = bool(self.headers)
@@ -106,12 +125,14 @@ class StubProcessor:
                 if self.metadata:
                     reply.dynamic_metadata.update({"envoy.lb": self.metadata})
             else:
+                for values in message.attributes.values():
+                    self.served_by.append(values["upstream.address"])
                 reply.response_headers.SetInParent()
             yield reply
 
-
-async def _serving(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
-    return b"\x08\x01"  # HealthCheckResponse{status: SERVING}
+    async def _health(self, _: bytes, __: grpc.aio.ServicerContext) -> bytes:
+        # HealthCheckResponse{status: SERVING or NOT_SERVING}
+        return b"\x08\x01" if self.ready else b"\x08\x02"
 
 
 @dataclass
