@@ -19,8 +19,8 @@ BUFFER: Final = Code(
     "Envoy buffers less than a body may have: it answers 413 itself (YELLOW: with less than a "
     "mebibyte to spare)",
     "Set `request_body_buffer_limit` of the virtual host, or `per_connection_buffer_limit_bytes` "
-    "of the listener, to `AIBRIX_EXTPROC_MAX_BODY_BYTES` and 1 MiB (Envoy Gateway: "
-    "ClientTrafficPolicy, `connection.bufferLimit: 17Mi`).",
+    "of the listener (Envoy Gateway: ClientTrafficPolicy, `connection.bufferLimit`), to "
+    "`AIBRIX_EXTPROC_MAX_BODY_BYTES` and 1 MiB; or lower that variable.",
     milder=True,
 )
 BUFFER_FILTER: Final = Code(

@@ -209,8 +209,8 @@ async def _probe(
 ) -> Probed:
     """One completion of one token, whose prompt no engine can hold yet, and its events."""
     pod = engine.pod
-    block_size = max((c.block_size or 0 for c in engine.caches), default=0) or _USUAL_BLOCK_SIZE
-    prompt = _prompt(2 * block_size + 8)
+    block_size = max((c.block_size or _USUAL_BLOCK_SIZE for c in engine.caches), default=0)
+    prompt = _prompt(2 * (block_size or _USUAL_BLOCK_SIZE) + 8)
     own = [number for number, stream in enumerate(streams) if stream.pod == pod.key]
     before = [len(listening.messages(number)) for number in range(len(streams))]
     root = f"http://{pod.address}"
@@ -239,7 +239,6 @@ async def _probe(
             if any(begins(tokens, stored) for stored in roots_of(number))
         ),
         tuple(stored for number in own for stored in roots_of(number)),
-        block_size,
     )
 
 

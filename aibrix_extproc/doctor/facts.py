@@ -213,7 +213,6 @@ class Probed:
     """Streams (`pod rank r`) that delivered a block of this prompt."""
     roots: tuple[StoredSeen, ...] = ()
     """What the pod's own streams delivered meanwhile."""
-    block_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
