@@ -14,6 +14,7 @@ from typing import Final
 from aibrix_extproc.index.blocks import GPU
 from aibrix_extproc.index.saved import SavedSource
 from aibrix_extproc.watch.chains import Chains
+from aibrix_extproc.watch.words import readable
 
 MAX_GROUPS: Final = 50
 MAX_PAIR_SOURCES: Final = 32
@@ -45,7 +46,7 @@ def held_by(name: str, model: str, saved: SavedSource) -> Held:
     by_medium: Counter[str] = Counter()
     names: dict[int, int] = {}
     for shelf in saved.shelves:
-        by_medium[shelf.medium] += len(shelf.names) + sum(shelf.copies)
+        by_medium[readable(shelf.medium)] += len(shelf.names) + sum(shelf.copies)
         if shelf.medium == GPU:
             names.update(zip(shelf.keys, shelf.names, strict=True))
     counts = {medium: count for medium, count in by_medium.items() if count}

@@ -44,6 +44,8 @@ _GZIP: Final = b"\x1f\x8b"
 _REPLAY: Final = "replay_"
 _ASKED: Final = "replay_from_"
 _NO_NAME: Final = "v0"
+_LATEST_S: Final = 1e11
+"""The year 5138: what is beyond it is no time, and no clock can show it."""
 
 
 class BadRecording(ExtprocError):
@@ -125,7 +127,7 @@ def parse_record(line: bytes) -> Record:
     if not isinstance(fields, dict):
         raise _NoLine("no object")
     t = fields.get("t")
-    if isinstance(t, bool) or not isinstance(t, (int, float)):
+    if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 <= t <= _LATEST_S:
         raise _NoLine("no time `t`")
     source = str(fields.get("src", _NO_NAME))
     of, version = _text(fields.get("of")), _text(fields.get("vllm"))

@@ -23,6 +23,7 @@ from aibrix_extproc.watch.holdings import Held, Holdings, held_by, holdings
 from aibrix_extproc.watch.rates import Rates
 from aibrix_extproc.watch.rows import Row, View
 from aibrix_extproc.watch.watched import Pace
+from aibrix_extproc.watch.words import readable
 
 TIMEOUT_S: Final = 3.0
 LOOK_S: Final = 10.0
@@ -182,10 +183,10 @@ class Server:
         orphans = self._holdings.orphans.get(name) if self._holdings else None
         return Row(
             name=name,
-            state=page["state"] or OFF,
+            state=readable(str(page["state"] or OFF)),
             stale=page["stale"],
             endpoint=page["event_endpoint"],
-            model=page["model"],
+            model=readable(str(page["model"])),
             sequence=page["sequence"],
             orphans=orphans,
             lag_s=page["lag_s"],
@@ -211,7 +212,7 @@ def _head_name(head: RecordHead) -> str:
 
 
 def _shown(pod: str, rank: int) -> str:
-    name = pod.removeprefix("default/")
+    name = readable(pod.removeprefix("default/"))
     return f"{name}#{rank}" if rank else name
 
 
@@ -230,14 +231,14 @@ def _warning(said: Any) -> str:
         return str(said)
     pods = ", ".join(map(str, said.get("pods", [])))
     likely = [str(cause) for cause in said.get("likely_causes", [])][:1]
-    return ": ".join([f"{said.get('kind')} ({pods})", *likely])
+    return readable(": ".join([f"{said.get('kind')} ({pods})", *likely]))
 
 
 def _moved(page: Any) -> list[str]:
     """Levers that are not at their default."""
     levers = page.get("levers", {}) if isinstance(page, dict) else {}
     return [
-        f"lever {name} is {said.get('now')} (default {said.get('default')})"
+        readable(f"lever {name} is {said.get('now')} (default {said.get('default')})")
         for name, said in levers.items()
         if isinstance(said, dict) and said.get("at_default") is False
     ]

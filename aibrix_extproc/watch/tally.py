@@ -8,6 +8,7 @@ the source, and the one that shows it.
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from aibrix_extproc.index import Applied
@@ -38,6 +39,7 @@ from aibrix_extproc.watch.chains import Chains
 from aibrix_extproc.watch.numbers import Numbers
 from aibrix_extproc.watch.rates import Rates
 from aibrix_extproc.watch.rows import Row
+from aibrix_extproc.watch.words import readable
 
 _BATCHES, _BYTES, _STORED, _REMOVED = range(4)
 _MOST_NAMES: Final = 64
@@ -165,40 +167,15 @@ class Tally(Tap):
     ) -> Row:
         """The source at this moment; what the index alone knows is given."""
         with self._lock:
-            batches, received, stored, removed = self._rates.per_s(now)
-            numbers, totals = self._numbers, self._totals
-            return Row(
-                name=self.name,
+            return replace(
+                self._counted(now),
                 state=self._state,
                 why=self._why,
                 stale=self._stale,
                 connected=self._connected,
                 endpoint=self._endpoint,
                 model=self._model,
-                first=numbers.first,
-                sequence=self._sequence,
-                missing=numbers.missing,
-                holes=numbers.holes,
-                gaps=numbers.gaps,
-                refilled=numbers.refilled,
-                restarts=self._restarts,
-                messages=totals["messages"],
-                replayed=totals["replayed"],
-                bytes=totals["bytes"],
-                stored=totals["stored"],
-                removed=totals["removed"],
-                cleared=totals["cleared"],
-                emptied=dict(self._emptied),
-                parked=totals["parked"],
                 orphans=orphans,
-                undecodable=dict(self._undecodable),
-                skipped=dict(self._skipped),
-                lag_s=self._lag_s,
-                idle_s=None if self._heard_at is None else max(0.0, now - self._heard_at),
-                batches_per_s=batches,
-                stored_per_s=stored,
-                removed_per_s=removed,
-                bytes_per_s=received,
                 held=held,
                 waiting_bytes=waiting_bytes,
                 full=full,
@@ -206,6 +183,38 @@ class Tally(Tap):
                 media=tuple(sorted(self._media)),
                 adapters=tuple(sorted(self._adapters)),
             )
+
+    def _counted(self, now: float) -> Row:
+        """What is counted here."""
+        batches, received, stored, removed = self._rates.per_s(now)
+        numbers, totals = self._numbers, self._totals
+        return Row(
+            name=self.name,
+            state=self._state,
+            first=numbers.first,
+            sequence=self._sequence,
+            missing=numbers.missing,
+            holes=numbers.holes,
+            gaps=numbers.gaps,
+            refilled=numbers.refilled,
+            restarts=self._restarts,
+            messages=totals["messages"],
+            replayed=totals["replayed"],
+            bytes=totals["bytes"],
+            stored=totals["stored"],
+            removed=totals["removed"],
+            cleared=totals["cleared"],
+            emptied=dict(self._emptied),
+            parked=totals["parked"],
+            undecodable=dict(self._undecodable),
+            skipped=dict(self._skipped),
+            lag_s=self._lag_s,
+            idle_s=None if self._heard_at is None else max(0.0, now - self._heard_at),
+            batches_per_s=batches,
+            stored_per_s=stored,
+            removed_per_s=removed,
+            bytes_per_s=received,
+        )
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -225,9 +234,9 @@ class Tally(Tap):
         for event in batch.events:
             if isinstance(event, BlockStored):
                 _keep(self._sizes, event.block_size)
-                _keep(self._media, event.medium or GPU)
+                _keep(self._media, readable(event.medium or GPU))
                 if event.lora_name is not None or event.lora_id is not None:
-                    _keep(self._adapters, event.lora_name or f"id {event.lora_id}")
+                    _keep(self._adapters, readable(event.lora_name or f"id {event.lora_id}"))
 
 
 def _keep(names: set[T], name: T) -> None:

@@ -20,6 +20,7 @@ from aibrix_extproc.watch.chains import Chains, Room
 from aibrix_extproc.watch.holdings import Held, Holdings, held_by, holdings
 from aibrix_extproc.watch.rows import Row
 from aibrix_extproc.watch.tally import Tally
+from aibrix_extproc.watch.words import readable
 
 NO_MODEL: Final = ""
 """Of sources whose model nobody told: they are compared with each other."""
@@ -151,10 +152,11 @@ def unique(targets: Sequence[Target]) -> list[Target]:
     taken: set[str] = set()
     named = []
     for target in targets:
-        name, times = target.name, 1
+        name = wanted = readable(target.name)
+        times = 1
         while name in taken:
             times += 1
-            name = f"{target.name} ({times})"
+            name = f"{wanted} ({times})"
         taken.add(name)
         named.append(replace(target, name=name))
     return named

@@ -1,6 +1,8 @@
 """Recordings of a real vLLM, played: the figures are those of the recording itself."""
 
 import json
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 
 from aibrix_extproc.kvevents.effects import SourceState
 from aibrix_extproc.settings import Settings
+from aibrix_extproc.watch import text
 from aibrix_extproc.watch.playback import Playback
 from aibrix_extproc.watch.recording import BadRecording, answer_line, live_line
-from aibrix_extproc.watch.rows import Row, View, troubles
+from aibrix_extproc.watch.rows import Row, Sort, View, troubles
 from tests.kv_publisher import payload_of as payload
 from tests.kv_publisher import removed, stored
 from tests.recordings import payload_of, recorded
@@ -203,3 +206,40 @@ def test_a_recording_is_played_at_the_speed_that_is_asked_for(write: Write) -> N
     assert only(station.view()).messages == 1
     assert not station.settled()
     assert not station.view().ended
+
+
+@pytest.mark.parametrize("t", ["NaN", "Infinity", "-1", "1e300", "true", '"now"', "9" * 400])
+def test_a_line_without_a_time_that_can_be_is_skipped(t: str, write: Write) -> None:
+    path = write("a.jsonl", chain(0))
+    line = path.read_bytes()
+    path.write_bytes(line.replace(b"1000.0", t.encode()) + line)
+    assert only(play(path)).messages == 1
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    """Of a source, an adapter and a medium; the recording keeps them as they are."""
+    event = {**stored([1]), "lora_name": "\x1b[2Jlora", "medium": "\x1b]0;x\x07"}
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(live_line(1000.0, "\x1b[31mred", [b"", bytes(8), payload(event)]))
+    view = play(path)
+    said = "\n".join(text.summary(view, Sort.NAME)) + json.dumps(text.json_line(view, Sort.NAME))
+    assert only(view).name == "?[31mred"
+    assert only(view).adapters == ("?[2Jlora",)
+    assert "\x1b" not in said
+    assert "\\u001b" not in said
+
+
+def test_random_bytes_in_a_recording_harm_nothing(tmp_path: Path) -> None:
+    draw = random.Random(os.environ["AIBRIX_TEST_SEED"])
+    path = tmp_path / "a.jsonl"
+    lines = []
+    for number in range(400):
+        frames = [draw.randbytes(draw.choice((0, 3, 8))) for _ in range(draw.randrange(5))]
+        sequence = draw.randrange(30).to_bytes(8, "big")
+        frames = draw.choice((frames, [b"t", sequence, draw.randbytes(20)], [b"", *frames]))
+        write_line = draw.choice((live_line, lambda t, e, f: answer_line(t, e, 3, f)))
+        lines.append(write_line(1000.0 + number * draw.choice((0, 1, -1)), "e", frames))
+    path.write_bytes(b"".join(lines))
+    view = play(path)
+    assert view.ended
+    assert sum(only(view).undecodable.values()) > 0
