@@ -21,7 +21,8 @@ FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance soak kube-tools kube-schemas kube-test gateway-schemas gateway-tools gateway-xds bench bench-restart \
+	acceptance soak kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
+	bench bench-restart \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -125,6 +126,11 @@ $(TOOLS)/egctl-%:
 # GATEWAY=--check only compares.
 gateway-xds: $(READY) gateway-tools
 	$(BIN)/python -m tests.manifests.derive_gateway_xds $(GATEWAY)
+
+# The alert rules as an object of the Prometheus Operator, on standard output.
+kube-rules:
+	@printf 'apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: aibrix-extproc\n  namespace: aibrix-system\nspec:\n'
+	@sed 's/^/  /' deploy/monitoring/rules.yaml
 
 # The schemas of tests/data/schemas/kubernetes.json, derived anew.
 kube-schemas: $(READY)

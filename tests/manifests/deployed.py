@@ -5,8 +5,11 @@ Owns the paths and the sets that are rendered. Knows no rule.
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, Final
+
+import yaml
 
 from aibrix_extproc.settings import Settings
 from tests.manifests import kustomize
@@ -78,3 +81,28 @@ def environment(objects: list[Json]) -> dict[str, str]:
 def settings(objects: list[Json]) -> Settings:
     """What the processor makes of them."""
     return Settings.from_environment(environment(objects))
+
+
+def title(obj: Json) -> str:
+    """`Deployment aibrix-system/aibrix-extproc`, for people."""
+    metadata = obj["metadata"]
+    namespace = metadata.get("namespace")
+    return f"{obj['kind']} {f'{namespace}/' if namespace else ''}{metadata['name']}"
+
+
+def gateway_folders() -> list[Path]:
+    """The kustomizations of envoy/gateway that make objects of their own (no Components)."""
+    found = sorted((ROOT / "envoy" / "gateway").rglob("kustomization.yaml"))
+    kinds = {path: yaml.safe_load(path.read_text()).get("kind", "Kustomization") for path in found}
+    return [path.parent for path, kind in kinds.items() if kind == "Kustomization"]
+
+
+def built(folder: Path) -> list[Json]:
+    """What the real kustomize makes of a folder. FileNotFoundError where it is not there."""
+    program = tool("kustomize")
+    if program is None:
+        raise FileNotFoundError("no kustomize: make kube-tools builds it where go is")
+    result = subprocess.run(
+        [program, "build", str(folder)], capture_output=True, text=True, check=True
+    )
+    return [one for one in yaml.load_all(result.stdout, yaml.CSafeLoader) if one]

@@ -22,7 +22,7 @@ _CLUSTER_WIDE: Final = ("ClusterRole", "ClusterRoleBinding", "Namespace")
 
 def documents(path: Path) -> list[Json]:
     """The objects of one YAML file."""
-    return [one for one in yaml.safe_load_all(path.read_text()) if one]
+    return [one for one in yaml.load_all(path.read_text(), yaml.CSafeLoader) if one]
 
 
 def render(folder: Path) -> list[Json]:
@@ -39,7 +39,7 @@ def with_components(folder: Path, *components: Path) -> list[Json]:
 
 
 def _build(folder: Path, given: list[Json]) -> list[Json]:
-    spec = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    spec = yaml.load((folder / "kustomization.yaml").read_text(), yaml.CSafeLoader)
     unknown = spec.keys() - FIELDS
     if unknown:
         raise ValueError(f"{folder}: this reader does not know {sorted(unknown)}")
@@ -91,7 +91,7 @@ def _pairs(lines: list[str]) -> dict[str, str]:
 
 
 def _patched(patch: Json, objects: list[Json]) -> list[Json]:
-    target, change = patch["target"], yaml.safe_load(patch["patch"])
+    target, change = patch["target"], yaml.load(patch["patch"], yaml.CSafeLoader)
     hits = [o for o in objects if o["kind"] == target["kind"] and _name(o) == target["name"]]
     if isinstance(change, dict):
         if change.get("$patch") != "delete":

@@ -54,7 +54,7 @@ def run(*sets: str) -> subprocess.CompletedProcess[str]:
 def render(*sets: str) -> list[Json]:
     result = run(*sets)
     assert result.returncode == 0, result.stderr
-    return [one for one in yaml.safe_load_all(result.stdout) if one]
+    return [one for one in yaml.load_all(result.stdout, yaml.CSafeLoader) if one]
 
 
 def plain(obj: Json) -> Json:

@@ -1,17 +1,19 @@
 """What the processor's manifests mean: ports, probes, variables, times, memory and selectors."""
 
 import re
+import subprocess
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 from aibrix_extproc import cli
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.settings import Settings, variables, warnings
 from aibrix_extproc.snapshot.peer import TIMEOUT_S as PEER_TIMEOUT_S
-from tests.manifests import deployed
+from tests.manifests import deployed, kube_schemas
 from tests.manifests.network import matches
 from tests.unit.admin.admin_rig import World
 
@@ -217,6 +219,7 @@ def test_every_selector_finds_the_processors_pods_and_only_them() -> None:
         {"matchLabels": o["spec"]["selector"]} if o["kind"] == "Service" else o["spec"]["selector"]
         for o in objects
         if o["metadata"]["name"].startswith(deployed.NAME)
+        and o["metadata"].get("namespace") == deployed.NAMESPACE
         and o["kind"] in {"Service", "Deployment", "PodDisruptionBudget", "PodMonitor"}
     ]
     policy = deployed.find(objects, "NetworkPolicy")
@@ -236,6 +239,38 @@ def test_ports_of_services_and_monitors_are_ports_of_the_container() -> None:
     (endpoint,) = deployed.find(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
     assert ports()[endpoint["port"]] == port_of(SETTINGS.admin_address)
     assert endpoint["path"] == "/metrics"
+    (endpoint,) = deployed.find(objects, "PodMonitor", "aibrix-extproc-engines")["spec"][
+        "podMetricsEndpoints"
+    ]
+    for engines in ("llama-3-8b", "fake-engines"):
+        named = {
+            p["name"]: p["containerPort"] for p in deployed.container(objects, engines)["ports"]
+        }
+        assert named[endpoint["port"]] == 8000
+
+
+def test_monitors_name_the_jobs_that_the_alert_rules_ask_for() -> None:
+    objects = deployed.processor("monitoring")
+    label = deployed.find(objects, "PodMonitor")["spec"]["jobLabel"]
+    template = deployed.find(objects, "Deployment")["spec"]["template"]
+    (endpoint,) = deployed.find(objects, "PodMonitor", "aibrix-extproc-engines")["spec"][
+        "podMetricsEndpoints"
+    ]
+    (rule,) = endpoint["relabelings"]
+    assert rule["targetLabel"] == "job"
+    given = {template["metadata"]["labels"][label], rule["replacement"]}
+    rules = (deployed.ROOT / "deploy" / "monitoring" / "rules.yaml").read_text()
+    assert given == set(re.findall(r'job="([^"]+)"', rules))
+
+
+def test_the_alert_rules_become_a_prometheus_rule() -> None:
+    command = ["make", "--silent", "kube-rules"]
+    made = subprocess.run(command, cwd=deployed.ROOT, capture_output=True, text=True, check=True)
+    rule = yaml.safe_load(made.stdout)
+    assert kube_schemas.faults(rule) == []
+    assert (rule["kind"], rule["metadata"]["namespace"]) == ("PrometheusRule", deployed.NAMESPACE)
+    file = deployed.ROOT / "deploy" / "monitoring" / "rules.yaml"
+    assert rule["spec"] == yaml.safe_load(file.read_text())
 
 
 def test_cleartext_http2_is_named_only_without_tls() -> None:

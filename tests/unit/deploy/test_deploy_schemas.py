@@ -87,7 +87,7 @@ def test_the_reader_makes_what_kustomize_makes(names: tuple[str, ...], tmp_path:
         [program, "build", str(overlay)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    made = [without_hash(obj) for obj in yaml.safe_load_all(result.stdout)]
+    made = [without_hash(obj) for obj in yaml.load_all(result.stdout, yaml.CSafeLoader)]
     assert by_name(made) == by_name(deployed.processor(*names))
 
 
