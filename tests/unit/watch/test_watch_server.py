@@ -75,7 +75,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def station(running: Running) -> Iterator[Server]:
-    server = Server(running.url, interval_s=0.1, with_holdings=True)
+    server = Server(running.url, interval_s=0.15)
     server.start()
     yield server
     server.close()
@@ -113,15 +113,15 @@ def test_batches_are_counted_by_their_numbers(running: Running, station: Server)
     eventually(lambda: (station.view().rows[0].batches_per_s or 0) > 0)
 
 
-def test_who_holds_what_is_read_from_the_snapshot(running: Running, station: Server) -> None:
-    def shared() -> bool:
-        found = station.view().holdings
-        return found is not None and found.shared == 2
-
-    eventually(lambda: station.final().holdings is not None)
-    eventually(shared)
-    found = station.view().holdings
+def test_who_holds_what_is_read_from_the_snapshot(running: Running) -> None:
+    station = Server(running.url, with_holdings=True)
+    station.start()
+    try:
+        found = station.final().holdings
+    finally:
+        station.close()
     assert found is not None
+    assert found.shared == 2
     assert found.groups[0].holders == ("pod-0", "pod-1")
     assert found.pairs[0].shared == 2
 
