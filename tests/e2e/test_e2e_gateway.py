@@ -250,21 +250,6 @@ async def test_a_replica_that_is_not_ready_is_not_asked() -> None:
         assert len(r.processor.seen) == 6
 
 
-async def test_more_streams_than_envoys_default_breaker_allows_are_open_at_once() -> None:
-    """A stream lasts as long as its answer: 1,024 would be the limit of requests in flight."""
-    many = 1_100
-    async with rig() as r:
-        pick(r, r.engines[0].address)
-        r.engines[0].gate = asyncio.Event()
-        r.session.connector._limit = 0
-        answers = [asyncio.create_task(r.post()) for _ in range(many)]
-        await eventually_async(lambda: len(r.engines[0].requests) == many, timeout_s=30)
-        assert await stat(r, f"cluster.{PROCESSOR}.upstream_rq_active") == many
-        r.engines[0].gate.set()
-        assert set(await asyncio.gather(*answers)) == {(200, "engine-0")}
-        assert len(r.processor.seen) == many
-
-
 # -- BackendTrafficPolicy: endpointOverride, its fallback, retry, time-outs ------------------------
 
 
