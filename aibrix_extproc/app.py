@@ -40,6 +40,7 @@ from aibrix_extproc.extproc.watchdog import Watchdog
 from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.levers import LeverBoard
+from aibrix_extproc.metric_process import watch_process
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
@@ -72,6 +73,7 @@ class App:
         or debug port, whose index is taken over. Raises SettingsError."""
         self.settings = settings
         self.metrics = Metrics(max_model_labels=settings.max_model_labels)
+        watch_process(self.metrics.registry)
         logs.throttle.on_dropped = self.metrics.log_lines_dropped.inc
         self.registry = Registry(self.metrics, settings.max_sources, settings.max_models)
         self.index_backend, self.index = self._open_index()
