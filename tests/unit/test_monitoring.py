@@ -25,10 +25,9 @@ RULES: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]
 CONFIG: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+TEST_FILES = ("rules_test.yaml", "rules_test_burn.yaml", "rules_test_day.yaml")
 TESTS: list[dict[str, Any]] = [
-    test
-    for name in ("rules_test.yaml", "rules_test_day.yaml")
-    for test in yaml.safe_load((FOLDER / name).read_text())["tests"]
+    test for name in TEST_FILES for test in yaml.safe_load((FOLDER / name).read_text())["tests"]
 ]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
@@ -195,4 +194,4 @@ def test_promtool_reads_the_configuration_and_the_rules() -> None:
 
 
 def test_promtool_sees_each_alert_fire_for_its_own_trouble_alone() -> None:
-    promtool("test", "rules", "rules_test.yaml", "rules_test_day.yaml")
+    promtool("test", "rules", *TEST_FILES)
