@@ -136,6 +136,14 @@ def test_the_page_of_operations_lists_the_same_alerts() -> None:
     assert sorted(listed) == sorted(names(RULES))
 
 
+def test_the_rules_of_the_operator_are_the_same_rules() -> None:
+    lines = (FOLDER / "rules.yaml").read_text().splitlines(keepends=True)
+    head = (FOLDER / "prometheusrule-head.yaml").read_text()
+    made = yaml.safe_load(head + "".join(f"  {line}" for line in lines))
+    assert (made["apiVersion"], made["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert [rule for group in made["spec"]["groups"] for rule in group["rules"]] == RULES
+
+
 def test_a_rule_knows_the_jobs_of_the_configuration() -> None:
     jobs = {job["job_name"] for job in CONFIG["scrape_configs"]}
     named = {

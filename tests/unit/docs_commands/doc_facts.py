@@ -23,7 +23,7 @@ OPENAI_PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/models"}
 ENVOY_PORTS = {10000, 80, 443}
 ENGINE_PORTS = {8000, 8001, 8002, 8003}
 OTHER_PORTS = {9090: "Prometheus", 9901: "Envoy's admin port", 19000: "that of Envoy Gateway's"}
-FOREIGN_NAMESPACES = {"envoy-gateway-system"}
+FOREIGN_NAMESPACES = {"envoy-gateway-system", "monitoring"}
 FOREIGN_OBJECTS = {
     "aibrix-gateway-plugins", "aibrix-gateway-plugins-extension-policy", "aibrix-epp",
     "aibrix-reserved-router",
