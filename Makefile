@@ -19,10 +19,11 @@ KUSTOMIZE_VERSION := v5.8.2
 HELM_VERSION := v3.22.0
 FUZZ_SECONDS ?= 0
 CHAOS_SECONDS ?= 120
+TRACES ?= traces
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
 	acceptance soak kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
-	bench bench-restart \
+	bench bench-restart calibrate \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -86,6 +87,10 @@ acceptance: setup
 # Minutes of churn against the whole server, whose memory must stay.
 soak: setup
 	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak
+
+# The simulator against Dynamo's, on Mooncake's traces (the folder TRACES): some minutes of one core.
+calibrate: $(READY)
+	$(BIN)/python -m aibrix_extproc.simulate.calibrate $(TRACES)
 
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)

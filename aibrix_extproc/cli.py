@@ -1,4 +1,4 @@
-"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`, `doctor`, `watch`.
+"""The command line: `serve`, `demo`, `fake-vllm`, `loadtest`, `simulate`, `doctor`, `watch`.
 
 Owns the list of commands and the exit codes: 0 well, 1 the command's own failure, 2 a setting
 or an option that cannot be used. A command's parts are imported only when it is asked for.
@@ -18,6 +18,7 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.fakes import options as fakes
 from aibrix_extproc.loadtest import options as loadtest
 from aibrix_extproc.setting_types import parse_url
+from aibrix_extproc.simulate import options as simulate
 from aibrix_extproc.watch import options as watch
 
 EXIT_SETTINGS = 2
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", demo, "compare strategies on this machine, with a real Envoy"),
         ("fake-vllm", fakes, "an engine that needs no GPU and computes nothing"),
         ("loadtest", loadtest, "send the demo's workload to any gateway"),
+        ("simulate", simulate, "compare strategies on virtual engines, in a process of its own"),
         ("doctor", doctor, "look at a set-up and name what is wrong with it"),
         ("watch", watch, "see, record and replay engines' event streams"),
     ):

@@ -159,6 +159,11 @@ class BlockManager:
             found.append(next(iter(copies.values())))
         return found
 
+    def fits(self, sequence: CachedSequence, reused: Sequence[Block]) -> bool:
+        """Whether all that is known of a sequence that holds no block yet would fit now."""
+        wanted = -(-len(sequence.tokens) // self.block_size) - len(reused)
+        return wanted + sum(1 for block in reused if block.refs == 0) <= len(self._free)
+
     def allocate(
         self, sequence: CachedSequence, new_tokens: int, reused: Sequence[Block] = ()
     ) -> bool:

@@ -55,12 +55,15 @@ class Step:
     prefill_tokens: int = 0
     pairs: int = 0
     decoding: int = 0
+    context_tokens: int = 0
+    """Of the requests that decode, each with its token of this step."""
 
     def add(self, request: Request, tokens: int) -> None:
         """`tokens` of this request take part."""
         self.requests.append(request)
         if request.generated and tokens == 1:
             self.decoding += 1
+            self.context_tokens += request.sequence.computed_tokens
         else:
             self.prefill_tokens += tokens
             before = request.sequence.computed_tokens - tokens
@@ -92,7 +95,16 @@ class Counts:
 class Scheduler:
     """The batch of one rank. Call `schedule`, let time pass, then `complete`."""
 
-    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int):
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        whole_prompt_must_fit: bool = False,
+    ) -> None:
+        """`whole_prompt_must_fit`: admit a request only where all of it fits, not its first chunk
+        alone (newer vLLM's `scheduler_reserve_full_isl`, on by default)."""
+        self._whole_prompt_must_fit = whole_prompt_must_fit
         self.blocks = blocks
         self.counts = Counts()
         self._max_num_seqs = max_num_seqs
@@ -163,6 +175,8 @@ class Scheduler:
         while self._waiting and budget and len(self._running) < self._max_num_seqs:
             request = self._waiting[0]
             reused = self.blocks.reusable(request.sequence)
+            if self._whole_prompt_must_fit and not self.blocks.fits(request.sequence, reused):
+                return
             cached_tokens = len(reused) * self.blocks.block_size
             tokens = min(len(request.sequence.tokens) - cached_tokens, budget)
             if not self.blocks.allocate(request.sequence, tokens, reused):

@@ -76,7 +76,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "fake-vllm", "loadtest", "watch"])
+@pytest.mark.parametrize("command", ["serve", "demo", "fake-vllm", "loadtest", "simulate", "watch"])
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

@@ -1,0 +1,220 @@
+"""The virtual clock: what happens next, until all requests are answered.
+
+Owns the order of events in time. Two things at one moment happen in a fixed order: what ends, what
+arrives at the router from clients, what it hears of engines, what begins. One seed, one run.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from aibrix_extproc.extproc.decides import Picked
+from aibrix_extproc.fakes.scheduler import Request
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.simulate.engine import Batch, EngineShape, VirtualEngine, request_of
+from aibrix_extproc.simulate.gateway import Gateway
+from aibrix_extproc.simulate.records import GAP_RESOLUTION_S, PodTotals, Record, Run
+from aibrix_extproc.simulate.timing import StepTime
+from aibrix_extproc.simulate.tokens import block_hashes, token_ids
+from aibrix_extproc.simulate.traffic import Session
+
+_TICK_S: Final = 1.0
+"""The server looks at its sources' clocks more often; silence is measured in tens of seconds."""
+
+
+class Kind(IntEnum):
+    """What happens; of things at one moment the lower number first."""
+
+    STEP_ENDS = 0
+    ARRIVAL = 1
+    EVENTS = 2
+    TICK = 3
+    STEP_BEGINS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything of a run but its traffic."""
+
+    strategy: str
+    times: Sequence[StepTime]
+    """One for each pod, so that they may differ."""
+    shape: EngineShape = field(default_factory=EngineShape)
+    event_delay_s: float = 0.0
+    """Between the end of a step and the arrival of its events at the router."""
+    seed: int = 1
+    bound: bool = False
+    """Work out what one infinite cache would reuse, which takes memory."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One request under way."""
+
+    record: Record
+    picked: Picked
+    session: Session
+    turn: int
+    last_token_s: float = 0.0
+
+
+class Simulation:
+    """One run. `run` it once."""
+
+    def __init__(self, scenario: Scenario, settings: Settings) -> None:
+        """Raises UnknownStrategy."""
+        self._scenario = scenario
+        self._engines = [VirtualEngine(scenario.shape, time) for time in scenario.times]
+        self.now = 0.0
+        self._gateway = Gateway(
+            settings,
+            scenario.strategy,
+            self._engines,
+            scenario.seed,
+            lambda: self.now,
+            scenario.event_delay_s,
+        )
+        self._agenda: list[tuple[float, int, int, object]] = []
+        self._numbers = itertools.count()
+        self._flights: dict[Request, _Flight] = {}
+        self._run = Run(scenario.strategy)
+        self._left = 0
+        """Turns not yet answered."""
+        self._began = [False] * len(self._engines)
+        """Whether the beginning of a step is on the agenda."""
+        self._seen: set[int] | None = set() if scenario.bound else None
+        self._bound_tokens = 0
+
+    def run(
+        self, sessions: Iterable[Session], on_answer: Callable[[float], None] = lambda now: None
+    ) -> Run:
+        """Until every turn is answered. `on_answer(now)` after each.
+
+        Raises SettingsError for a request that no cache can hold.
+        """
+        for session in sessions:
+            self._left += len(session.turns)
+            self._put(session.start_s, Kind.ARRIVAL, (session, 0))
+        self._put(_TICK_S, Kind.TICK, None)
+        deeds: dict[int, Callable[..., None]] = {
+            Kind.STEP_ENDS: self._step_ends,
+            Kind.ARRIVAL: self._arrives,
+            Kind.EVENTS: self._hears,
+            Kind.TICK: self._tick,
+            Kind.STEP_BEGINS: self._step_begins,
+        }
+        self._on_answer = on_answer
+        while self._left:
+            at, kind, _, what = heapq.heappop(self._agenda)
+            self._run.open_area_s += len(self._flights) * (at - self.now)
+            self.now = at
+            deeds[kind](what)
+        self._gateway.close()
+        return self._finished()
+
+    def _put(self, at: float, kind: Kind, what: object) -> None:
+        heapq.heappush(self._agenda, (at, int(kind), next(self._numbers), what))
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def _arrives(self, what: tuple[Session, int]) -> None:
+        session, place = what
+        turn = session.turns[place]
+        ids = token_ids(turn.prompt)
+        answer = token_ids((turn.answer,))
+        hashes = block_hashes(ids + answer, self._scenario.shape.block_size)
+        pod, picked = self._gateway.decide(ids, len(answer))
+        record = Record(pod, self.now, len(ids), len(answer), picked.matched_tokens)
+        self._run.records.append(record)
+        request = request_of(ids, answer, hashes)
+        self._flights[request] = _Flight(record, picked, session, place)
+        self._engines[pod].add(request)
+        self._count_bound(hashes, len(ids))
+        if not self._engines[pod].stepping:
+            self._begin_soon(pod)
+
+    def _begin_soon(self, pod: int) -> None:
+        """Once at a moment, after all that arrives at it."""
+        if not self._began[pod]:
+            self._began[pod] = True
+            self._put(self.now, Kind.STEP_BEGINS, pod)
+
+    def _step_begins(self, pod: int) -> None:
+        self._began[pod] = False
+        self._put(self._engines[pod].begin(self.now), Kind.STEP_ENDS, pod)
+
+    def _step_ends(self, pod: int) -> None:
+        engine = self._engines[pod]
+        generated, batch = engine.end(self.now)
+        for output in generated:
+            self._token(output.request)
+        if batch is not None:
+            self._put(self.now + self._scenario.event_delay_s, Kind.EVENTS, (pod, batch))
+        if not engine.idle:
+            self._begin_soon(pod)
+
+    def _token(self, request: Request) -> None:
+        flight = self._flights[request]
+        record = flight.record
+        if request.generated == 1:
+            record.first_token_s = self.now
+            record.cached_tokens = request.cached_tokens or 0
+            self._gateway.answer_began(flight.picked)
+        else:
+            self._run.gaps[round((self.now - flight.last_token_s) / GAP_RESOLUTION_S)] += 1
+        flight.last_token_s = self.now
+        if request.finish is not None:
+            self._ended(request, flight)
+
+    def _ended(self, request: Request, flight: _Flight) -> None:
+        flight.record.ended_s = self._run.duration_s = self.now
+        self._gateway.answer_ended(flight.picked)
+        del self._flights[request]
+        self._left -= 1
+        following = flight.turn + 1
+        if following < len(flight.session.turns):
+            think_s = flight.session.turns[following].think_s
+            self._put(self.now + think_s, Kind.ARRIVAL, (flight.session, following))
+        self._on_answer(self.now)
+
+    def _hears(self, what: tuple[int, Batch]) -> None:
+        self._gateway.receive(*what)
+
+    def _tick(self, what: None) -> None:
+        self._gateway.tick()
+        self._put(self.now + _TICK_S, Kind.TICK, None)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _count_bound(self, hashes: Sequence[int], prompt_tokens: int) -> None:
+        if self._seen is None:
+            return
+        size = self._scenario.shape.block_size
+        held = 0
+        for block in hashes[: (prompt_tokens - 1) // size]:
+            if block not in self._seen:
+                break
+            held += 1
+        self._bound_tokens += held * size
+        self._seen.update(hashes)
+
+    def _finished(self) -> Run:
+        run = self._run
+        sent = [0] * len(self._engines)
+        for record in run.records:
+            sent[record.pod] += 1
+        run.pods = [
+            PodTotals(
+                requests=requests,
+                busy_share=engine.busy_s / run.duration_s if run.duration_s else 0.0,
+                prefill_tokens=engine.prefill_tokens,
+                preemptions=engine.scheduler.counts.preemptions,
+            )
+            for engine, requests in zip(self._engines, sent, strict=True)
+        ]
+        if self._seen is not None:
+            run.bound_tokens = self._bound_tokens
+        return run

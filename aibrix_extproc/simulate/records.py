@@ -1,0 +1,167 @@
+"""What is written down of a run, and the figures that follow from it. Pure."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+GAP_RESOLUTION_S: Final = 1e-5
+"""Gaps between tokens are counted by this much: some millions of them in each run."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. Times in virtual seconds, lengths in tokens."""
+
+    pod: int
+    arrived_s: float
+    prompt_tokens: int
+    output_tokens: int
+    matched_tokens: int
+    """What the router believed would be reused when it decided."""
+    cached_tokens: int = 0
+    """What the engine reused, at its first admission."""
+    first_token_s: float = math.nan
+    ended_s: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class PodTotals:
+    """What one pod did."""
+
+    requests: int
+    busy_share: float
+    """Of the run's time in which a step was under way."""
+    prefill_tokens: int
+    """Prompt tokens that it computed."""
+    preemptions: int
+
+
+@dataclass(slots=True)
+class Run:
+    """All that was written down."""
+
+    strategy: str
+    records: list[Record] = field(default_factory=list)
+    gaps: Counter[int] = field(default_factory=Counter)
+    """Time between two tokens of an answer, in units of GAP_RESOLUTION_S → how often."""
+    pods: list[PodTotals] = field(default_factory=list)
+    duration_s: float = 0.0
+    """Until the last answer ended."""
+    open_area_s: float = 0.0
+    """The number of open requests, integrated over the run's time as it went."""
+    bound_tokens: int | None = None
+    """Prompt tokens that one infinite cache would have reused; None where it was not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Seconds."""
+
+    mean: float
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Distribution":
+        """NaN throughout where there are no values."""
+        if not values:
+            return cls(math.nan, math.nan, math.nan)
+        ordered = sorted(values)
+        return cls(math.fsum(ordered) / len(ordered), rank(ordered, 0.5), rank(ordered, 0.99))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one run."""
+
+    strategy: str
+    requests: int
+    duration_s: float
+    prompt_tokens: int
+    output_tokens: int
+    hit_ratio: float
+    """The engines' own: prompt tokens reused at the first admission, of all prompt tokens. Full
+    blocks only, and never a prompt's last token."""
+    predicted_hit_ratio: float
+    """What the router believed when it decided."""
+    bound_hit_ratio: float | None
+    """Of one cache that forgets nothing and knows each prompt at once."""
+    ttft_s: Distribution
+    end_to_end_s: Distribution
+    inter_token_s: Distribution
+    open_requests: float
+    """Mean number of requests that have come and are not answered."""
+    requests_spread: float
+    """Requests of the pod that had most, by the mean."""
+    prefill_spread: float
+    """The same for prompt tokens computed."""
+    busy_share_max: float
+    busy_share_mean: float
+    preemptions: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a figure that does not exist is null."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def summarise(run: Run) -> Summary:
+    """The figures of a run with at least one request."""
+    records = run.records
+    prompt_tokens = sum(record.prompt_tokens for record in records)
+    bound = run.bound_tokens
+    return Summary(
+        strategy=run.strategy,
+        requests=len(records),
+        duration_s=run.duration_s,
+        prompt_tokens=prompt_tokens,
+        output_tokens=sum(record.output_tokens for record in records),
+        hit_ratio=sum(record.cached_tokens for record in records) / prompt_tokens,
+        predicted_hit_ratio=sum(record.matched_tokens for record in records) / prompt_tokens,
+        bound_hit_ratio=None if bound is None else bound / prompt_tokens,
+        ttft_s=Distribution.of([r.first_token_s - r.arrived_s for r in records]),
+        end_to_end_s=Distribution.of([r.ended_s - r.arrived_s for r in records]),
+        inter_token_s=_counted(run.gaps),
+        open_requests=run.open_area_s / run.duration_s,
+        requests_spread=_spread([pod.requests for pod in run.pods]),
+        prefill_spread=_spread([pod.prefill_tokens for pod in run.pods]),
+        busy_share_max=max(pod.busy_share for pod in run.pods),
+        busy_share_mean=sum(pod.busy_share for pod in run.pods) / len(run.pods),
+        preemptions=sum(pod.preemptions for pod in run.pods),
+    )
+
+
+def rank(ordered: Sequence[float], share: float) -> float:
+    """The smallest of the sorted values that at least this share does not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _counted(gaps: Mapping[int, int]) -> Distribution:
+    number = sum(gaps.values())
+    if not number:
+        return Distribution.of(())
+    mean = sum(gap * times for gap, times in gaps.items()) / number
+    found = {}
+    for share in (0.5, 0.99):
+        seen, wanted = 0, math.ceil(share * number)
+        for gap in sorted(gaps):
+            seen += gaps[gap]
+            if seen >= wanted:
+                found[share] = gap
+                break
+    unit = GAP_RESOLUTION_S
+    return Distribution(mean * unit, found[0.5] * unit, found[0.99] * unit)
+
+
+def _spread(values: Sequence[int]) -> float:
+    mean = sum(values) / len(values)
+    return max(values) / mean if mean else math.nan
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value

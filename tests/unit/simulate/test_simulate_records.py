@@ -1,0 +1,56 @@
+"""Figures from what was written down."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from aibrix_extproc.simulate.records import Distribution, PodTotals, Record, Run, rank, summarise
+
+
+def record(pod: int, arrived_s: float, first_s: float, ended_s: float, cached: int) -> Record:
+    return Record(pod, arrived_s, 100, 10, 64, cached, first_s, ended_s)
+
+
+def a_run() -> Run:
+    return Run(
+        strategy="x",
+        records=[record(0, 0.0, 1.0, 2.0, 32), record(1, 1.0, 4.0, 6.0, 16)],
+        gaps=Counter({100: 98, 200: 1, 5000: 1}),
+        pods=[PodTotals(3, 0.5, 40, 1), PodTotals(1, 0.1, 0, 2)],
+        duration_s=6.0,
+        open_area_s=7.0,
+        bound_tokens=150,
+    )
+
+
+def test_the_figures_are_those_of_the_records() -> None:
+    found = summarise(a_run())
+    assert found.hit_ratio == 48 / 200
+    assert found.predicted_hit_ratio == 128 / 200
+    assert found.bound_hit_ratio == 150 / 200
+    assert found.ttft_s == Distribution(mean=2.0, p50=1.0, p99=3.0)
+    assert found.end_to_end_s == Distribution(mean=3.5, p50=2.0, p99=5.0)
+    assert found.inter_token_s.p50 == pytest.approx(1e-3)
+    assert found.inter_token_s.p99 == pytest.approx(2e-3)
+    assert found.inter_token_s.mean == pytest.approx(1.5e-3)
+    assert (found.requests_spread, found.prefill_spread) == (1.5, 2.0)
+    assert (found.busy_share_max, found.busy_share_mean) == (0.5, 0.3)
+    assert (found.preemptions, found.open_requests) == (3, 7 / 6)
+
+
+def test_what_does_not_exist_is_null_in_json() -> None:
+    run = a_run()
+    run.gaps.clear()
+    page = summarise(run).to_json()
+    assert page["inter_token_s"] == {"mean": None, "p50": None, "p99": None}
+    assert page["ttft_s"]["mean"] == 2.0
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, 1), (0.5, 50), (0.99, 99), (1.0, 100)])
+def test_a_percentile_is_one_of_the_values(share: float, wanted: int) -> None:
+    assert rank(range(1, 101), share) == wanted
+
+
+def test_no_values_have_no_distribution() -> None:
+    assert math.isnan(Distribution.of([]).p99)
