@@ -14,6 +14,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
 
+FAULT_PLACES = ("request", "index_sweep", "event_sync")
+"""Where a fault costs no request: the values of `aibrix_extproc_faults_total`'s label `where`."""
+
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
 
 
@@ -206,6 +209,11 @@ class Metrics(AgreementMetrics):
             "Faults of this server itself that it survived, by where they happened.",
             "where",
         )
+        # Shown at 0 from the start: Prometheus sees no rise in a series that begins at 1, and the
+        # alert on faults is about the first one.
+        for where in FAULT_PLACES:
+            self.faults.labels(where)
+        self.passed.labels("internal_error")
         self.log_lines_dropped = self._counter(
             "aibrix_extproc_log_lines_dropped_total",
             "Log lines left out, because one place in the code wrote too many.",
