@@ -35,6 +35,15 @@ class DecisionRing:
                     break
         return found
 
+    def since(self, last: DecisionRecord | None) -> list[DecisionRecord]:
+        """Those that came after `last`, the newest first; all, where that is None or gone."""
+        found: list[DecisionRecord] = []
+        for record in self._backwards():
+            if record is last:
+                break
+            found.append(record)
+        return found
+
     def _backwards(self) -> Iterator[DecisionRecord]:
         for back in range(1, len(self._records) + 1):
             record = self._records[self._next - back]

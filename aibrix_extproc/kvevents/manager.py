@@ -51,6 +51,8 @@ class SourceView:
     """Its depth may be believed."""
     stale: bool
     """Silent for longer than it is believed."""
+    connected: bool
+    """Its event port is connected now. What is held may be believed for a while without."""
     sequence: int | None
     """Number of the last batch applied."""
     lag_s: float | None
@@ -348,9 +350,9 @@ class SourceManager:
                     found.append(Followed(tracked.pod, rank, feed))
         return tuple(found)
 
-    def views(self) -> tuple[SourceView, ...]:
-        """Every source, by pod and rank."""
-        stats = self._index.stats()
+    def views(self, stats: IndexStats | None = None) -> tuple[SourceView, ...]:
+        """Every source, by pod and rank; `stats` of the index, where they are at hand."""
+        stats = stats or self._index.stats()
         return tuple(
             self._view(tracked.pod, rank, source, stats)
             for _key, tracked in sorted(self._pods.items())
@@ -369,6 +371,7 @@ class SourceManager:
             state=feed.sync.state if feed else state,
             usable=feed is not None and feed.sync.usable,
             stale=feed is not None and feed.sync.stale,
+            connected=feed is not None and feed.sync.connected_now,
             sequence=feed.sync.sequence if feed else None,
             lag_s=feed.lag_s if feed else None,
             placements=stats.per_source.get(source, 0),

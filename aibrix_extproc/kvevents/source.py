@@ -84,6 +84,11 @@ class SourceSync(Steps):
         return self._belief.stale
 
     @property
+    def connected_now(self) -> bool:
+        """A connection to the engine stands."""
+        return self._contact.stands
+
+    @property
     def first_sync_done(self) -> bool:
         """It has been EXACT, PARTIAL or LOST once."""
         return self._belief.first_sync_done

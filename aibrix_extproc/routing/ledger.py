@@ -135,6 +135,12 @@ class Ledger:
         self.expire(now)
         return self._view
 
+    @property
+    def booked(self) -> Mapping[int, Load]:
+        """The same for who only looks on: what is past its time stays until the next decision,
+        which counts it."""
+        return self._view
+
     def forget(self, source: int) -> None:
         """The source was removed: its load is gone, and its tickets with it."""
         for ticket in self._tickets.pop(source, ()):

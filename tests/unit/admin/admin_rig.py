@@ -15,6 +15,7 @@ VIEW = SourceView(
     state=None,
     usable=False,
     stale=False,
+    connected=True,
     sequence=41,
     lag_s=0.25,
     placements=1000,

@@ -32,6 +32,7 @@ def source(state: SourceState | None = SourceState.EXACT, **changes: Any) -> dic
         state=state,
         usable=True,
         stale=False,
+        connected=True,
         sequence=7,
         lag_s=0.1,
         placements=3,
