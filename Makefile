@@ -22,7 +22,7 @@ CHAOS_SECONDS ?= 120
 TRACES ?= traces
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
-	acceptance soak kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
+	acceptance soak screenshot kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
 	bench bench-restart calibrate \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
@@ -91,6 +91,10 @@ soak: setup
 # The simulator against Dynamo's, on Mooncake's traces (the folder TRACES): some minutes of one core.
 calibrate: $(READY)
 	$(BIN)/python -m aibrix_extproc.simulate.calibrate $(TRACES)
+
+# The pictures of the live page in docs/, made by a real Chromium.
+screenshot: $(READY)
+	$(BIN)/python -m tests.live_screenshot
 
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)

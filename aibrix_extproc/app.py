@@ -15,12 +15,15 @@ from collections.abc import Mapping
 
 import grpc
 
-from aibrix_extproc import background, collector, logs
+from aibrix_extproc import __version__, background, collector, logs
 from aibrix_extproc.admin.agreement import AgreementPages
 from aibrix_extproc.admin.debug import DebugServer
 from aibrix_extproc.admin.decision_pages import DecisionPages
 from aibrix_extproc.admin.insight import InsightPages
 from aibrix_extproc.admin.lever_pages import LeverPages
+from aibrix_extproc.admin.live.hub import Hub
+from aibrix_extproc.admin.live.pages import LivePages
+from aibrix_extproc.admin.live.sight import Sight
 from aibrix_extproc.admin.peers import PeerServer
 from aibrix_extproc.admin.server import AdminServer
 from aibrix_extproc.admin.snapshot_page import SnapshotPage
@@ -44,6 +47,7 @@ from aibrix_extproc.metric_process import watch_process
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.strategies import STRATEGIES
 from aibrix_extproc.settings import IndexBackend, Settings
 from aibrix_extproc.snapshot import Snapshots
 from aibrix_extproc.tokenizer.pool import TokenizerPool
@@ -104,6 +108,7 @@ class App:
         )
         self.snapshots = Snapshots(settings, self.metrics, self.index, self.manager, from_peer)
         self._snapshot_page = SnapshotPage(self.snapshots)
+        self.live = Hub(self._sight(), self.metrics)
         self.debug = self._debug_server()
         self.peers = PeerServer(settings, self._snapshot_page)
         self.probe = Probe(self.registry, settings, self.metrics)
@@ -174,6 +179,25 @@ class App:
             self.manager.engine_metrics,
         )
 
+    def _sight(self) -> Sight:
+        about = {
+            "version": __version__,
+            "strategy": self.settings.routing_algorithm,
+            "strategies": list(STRATEGIES),
+            "index": self.index_backend,
+            "event_sync": self.settings.kv_event_sync,
+        }
+        return Sight(
+            about,
+            self.registry,
+            self.manager,
+            self.index,
+            self.ledger,
+            self.decider.ring,
+            self.levers,
+            self.readiness,
+        )
+
     def _debug_server(self) -> DebugServer:
         return DebugServer(
             self.settings,
@@ -183,6 +207,7 @@ class App:
                 DecisionPages(self.decider.ring),
                 LeverPages(self.levers, self.settings),
                 self._snapshot_page,
+                LivePages(self.live),
             ],
         )
 
@@ -246,6 +271,7 @@ class App:
         self.watchdog.close()
         await self.snapshots.close()
         await self.peers.close()
+        await self.live.close()
         await self.debug.close()
         await self.admin.close()
         if self._server is not None:

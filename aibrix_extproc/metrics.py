@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
 
-FAULT_PLACES = ("request", "index_sweep", "event_sync")
+FAULT_PLACES = ("request", "index_sweep", "event_sync", "live_page")
 """Where a fault costs no request: the values of `aibrix_extproc_faults_total`'s label `where`."""
 
 Labelled = TypeVar("Labelled", bound=MetricWrapperBase)
@@ -217,6 +217,11 @@ class Metrics(AgreementMetrics):
         self.log_lines_dropped = self._counter(
             "aibrix_extproc_log_lines_dropped_total",
             "Log lines left out, because one place in the code wrote too many.",
+        )
+        self.live_cut = self._counter(
+            "aibrix_extproc_live_cut_total",
+            "Viewers of the live page sent away: slow (did not read), too_many.",
+            "reason",
         )
         self.loop_lag = self._gauge(
             "aibrix_extproc_event_loop_lag_seconds", "Last measured delay of the event loop."
