@@ -69,6 +69,18 @@ def test_every_metric_and_label_of_a_panel_exists(panel: str, expression: str, l
 
 
 @every_query
+def test_a_value_that_a_panel_asks_for_is_one_that_the_page_of_metrics_names(
+    panel: str, expression: str, legend: str
+) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for selector in parse(filled(expression)).selectors:
+        for name, _, value in selector.matchers:
+            if value != ".*":
+                (row,) = re.findall(rf"^\| `{selector.metric}` \|.*$", page, re.MULTILINE)
+                assert [one for one in value.split("|") if f"`{one}`" not in row] == [], name
+
+
+@every_query
 def test_counters_are_read_as_rates_and_gauges_as_they_are(
     panel: str, expression: str, legend: str
 ) -> None:
@@ -129,6 +141,7 @@ def test_every_variable_is_defined_and_used() -> None:
             asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
             assert asked is not None
             (selector,) = parse(filled(asked[1])).selectors
+            assert variable["definition"] == variable["query"]["query"]
             labels = exported()[selector.metric][1] | TARGET_LABELS
             assert {asked[2], *(name for name, _, _ in selector.matchers)} <= labels
 
