@@ -3,10 +3,7 @@ itself: test_e2e_gateway.py), and the endpoint picker as Envoy AI Gateway wires 
 """
 
 import asyncio
-import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +24,7 @@ from tests.envoy_binary import envoy_path
 from tests.manifests import gateway_envoy, kustomize
 from tests.manifests.crds import NEWEST
 from tests.manifests.deployed import DEPLOY
-from tests.manifests.gateway_sets import AIBRIX, BASE, PATCHED, Set
+from tests.manifests.gateway_sets import AIBRIX, BASE, Set
 from tests.support import eventually_async
 
 Json = dict[str, Any]
@@ -95,29 +92,6 @@ async def test_prompts_meet_their_prefix_and_picks_are_known_to_be_honoured(
         assert again.cached_tokens > 0
     after = await samples(stack, "aibrix_extproc_picks_total")
     assert added(before, after) == {("honoured",): 6}
-
-
-YELLOW = {"envoy-secrets-forwarded", "envoy-grpc-retry-same-host"}
-
-
-@pytest.mark.parametrize(
-    ("one", "found"),
-    [(BASE, YELLOW), (PATCHED, set())],
-    ids=lambda value: getattr(value, "name", ""),
-)
-async def test_doctor_finds_what_the_policies_cannot_say_and_nothing_else(
-    site: Stack, one: Set, found: set[str]
-) -> None:
-    stack = await beside(site, one)
-    doctor = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aibrix_extproc.cli", "doctor", "--json"),
-        *("--envoy-admin", stack.envoy.admin_url, "--listen", "100ms"),
-        env=os.environ | stack.environment | site.servers[0].addresses,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    report = json.loads((await doctor.communicate())[0])
-    problems = [one for one in report["findings"] if one["area"] == "envoy"]
-    assert {one["code"] for one in problems if one["severity"] in ("red", "yellow")} == found
 
 
 async def test_the_processors_own_413_comes_before_envoys(site: Stack) -> None:
