@@ -45,6 +45,8 @@ class LiveWorld:
         self.metrics = Metrics()
         self.ring = DecisionRing()
         self.notes: tuple[str, ...] = ()
+        self.hub: Hub | None = None
+        """While it is served."""
         self.alive: list[str] = []
         """Addresses that are asked whether they answer: none of the made-up ones."""
         self.pods = [_pod(f"default/vllm-{number}", number) for number in range(pods)]
@@ -172,7 +174,7 @@ def _pod(key: str, number: int, model: str = "llama-3-8b") -> Pod:
 @asynccontextmanager
 async def live_server(world: LiveWorld) -> AsyncIterator[str]:
     """The URL of a debug port that shows this world."""
-    hub = Hub(world, world.metrics)
+    hub = world.hub = Hub(world, world.metrics)
     insight = InsightPages(_NoViews(), world, 100_000)
     server = DebugServer(Settings(debug_address="127.0.0.1:0"), [LivePages(hub), insight])
     await server.start()

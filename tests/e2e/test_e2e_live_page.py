@@ -197,7 +197,6 @@ async def test_everything_is_readable_in_dark_and_light_and_on_a_narrow_screen(
     chromium: Browser,
 ) -> None:
     world = LiveWorld(60)
-    world.trouble = lambda: None  # type: ignore[method-assign]
     world.change(3, connected=False)
     world.change(5, stale=True)
     world.change(7, full=True)

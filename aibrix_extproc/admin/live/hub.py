@@ -9,13 +9,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from aibrix_extproc import background
 from aibrix_extproc.admin.live.reach import Reach
-from aibrix_extproc.admin.live.rows import Row, Seen, counted, difference, named, rows_of
+from aibrix_extproc.admin.live.rows import Hits, Row, Seen, counted, difference, named, rows_of
 from aibrix_extproc.admin.live.tally import HISTORY_S, Tally
 from aibrix_extproc.decisions import DecisionRecord
 from aibrix_extproc.decisions.record import rendered
@@ -29,8 +30,10 @@ QUEUE_MESSAGES: Final = 16
 """Of one viewer, some 6 s: whoever has not taken the oldest by then is cut off."""
 SHOWN_DECISIONS: Final = 30
 """Sent at once; of more in one tick the newest, with the number of the others."""
-_CHUNK: Final = 500
-"""Decisions added up before others get their turn."""
+_CHUNK: Final = 250
+"""Decisions added up, or sources looked at, before others get their turn."""
+_SHARE: Final = 0.1
+"""Of the time: with thousands of sources, messages come more rarely."""
 
 
 class Sees(Protocol):
@@ -125,6 +128,7 @@ class Hub:
         try:
             while self._viewers:
                 self._wake.clear()
+                began = time.monotonic()
                 try:
                     await self._tick()
                 except Exception:  # the page must not end with one bad moment
@@ -132,7 +136,8 @@ class Hub:
                     log.exception("the live page could not be brought up to date")
                     self._new = list(self._viewers)  # they may have missed a change
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
+                    took_s = time.monotonic() - began
+                    async with asyncio.timeout(max(TICK_S, took_s / _SHARE)):
                         await self._wake.wait()
         finally:
             await self._reach.stop()
@@ -143,8 +148,9 @@ class Hub:
         seen = await self._sight.look()
         records, touched = await self._take_decisions(now)
         hits = self._tally.hits(now)
-        before, self._rows = self._rows, rows_of(seen, hits, self._reach.answers)
-        changed, gone = difference(before, self._rows)
+        rows = await self._rows_of(seen, hits)
+        before, self._rows = self._rows, rows
+        changed, gone = difference(before, rows)
         figures = {
             "now": round(now, 3),
             "totals": {
@@ -165,6 +171,14 @@ class Hub:
             self._send(old, "tick", {**figures, **delta, "more": more})
         if new:
             self._send(new, "all", {**figures, **self._everything()})
+
+    async def _rows_of(self, seen: Seen, hits: Mapping[int, Hits]) -> dict[int, Row]:
+        rows: dict[int, Row] = {}
+        for start in range(0, len(seen.views), _CHUNK):
+            some = replace(seen, views=seen.views[start : start + _CHUNK])
+            rows |= rows_of(some, hits, self._reach.answers)
+            await asyncio.sleep(0)
+        return rows
 
     async def _take_decisions(self, now: float) -> tuple[list[DecisionRecord], list[int]]:
         """Count what was decided since the last tick; the records, the newest first, and the

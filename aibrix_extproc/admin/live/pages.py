@@ -4,6 +4,7 @@ Owns HTTP: headers, files, one stream for each viewer. The page's files lie in `
 served; it loads nothing else, and changes nothing but by `/debug/explain`, which changes nothing.
 """
 
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
@@ -26,6 +27,8 @@ _TYPES: Final = {
 _RECONNECT: Final = b"retry: 1000\n\n"
 _SEND_BUFFER_BYTES: Final = 128 * 1024
 """Of the kernel, for each viewer: what one who does not read may hold beside his queue."""
+_UNTAKEN_MS: Final = 10_000
+"""A viewer whose machine has taken nothing for so long is gone."""
 
 
 class LivePages:
@@ -80,15 +83,18 @@ class LivePages:
         # The guard sets its headers when a reply is complete, which is too late for this one.
         response = web.StreamResponse(headers={**REPLY_HEADERS, "X-Accel-Buffering": "no"})
         response.content_type = "text/event-stream"
-        await response.prepare(request)
-        await response.write(_RECONNECT)
-        while (message := await viewer.queue.get()) is not None:
-            await response.write(message)
+        with contextlib.suppress(ConnectionError):  # he has left, as viewers do
+            await response.prepare(request)
+            await response.write(_RECONNECT)
+            while (message := await viewer.queue.get()) is not None:
+                await response.write(message)
         return response
 
 
 def _bound_buffers(request: web.Request) -> None:
-    """Keep what the kernel holds for a viewer small, so that one who does not read is found out."""
+    """Let the kernel hold little for a viewer, and not for long: who does not read is cut off."""
     one = request.get_extra_info("socket")
     if one is not None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MS)

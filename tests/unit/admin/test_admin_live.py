@@ -277,6 +277,22 @@ async def test_a_fault_in_one_look_is_counted_and_all_is_sent_anew(
     assert world.metrics.faults.labels("live_page")._value.get() == 1
 
 
+async def test_a_viewer_who_leaves_is_forgotten_and_no_error(
+    http: aiohttp.ClientSession, world: LiveWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with http.get(STREAM) as staying:
+        await message(staying, "all")
+        leaving = await http.get(STREAM)
+        await message(leaving, "all")
+        hub = world.hub
+        assert hub is not None
+        assert hub.viewers == 2
+        leaving.close()
+        await eventually_async(lambda: hub.viewers == 1)
+        await message(staying, "tick")
+    assert [line for line in caplog.records if line.levelname == "ERROR"] == []
+
+
 async def test_at_the_end_every_stream_ends(world: LiveWorld) -> None:
     async with aiohttp.ClientSession() as session:
         async with live_server(world) as url:
