@@ -172,6 +172,9 @@ class BlockManager:
         False, with nothing changed, where the free blocks do not suffice. Blocks that become full
         are announced; what had to go for them is announced before.
         """
+        if new_tokens == 1 and 0 < sequence.computed_tokens % self.block_size < self.block_size - 1:
+            sequence.computed_tokens += 1  # within a block that it holds: nothing else changes
+            return True
         reused_tokens = len(reused) * self.block_size
         total_tokens = sequence.computed_tokens + reused_tokens + new_tokens
         wanted = -(-total_tokens // self.block_size) - len(sequence.blocks) - len(reused)

@@ -6,8 +6,9 @@ per step; a long prompt is computed in chunks; a request waits while its blocks 
 a running one cannot grow, the one that came last is preempted and computed again later.
 """
 
+import itertools
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -122,6 +123,11 @@ class Scheduler:
         """Requests in the batch."""
         return len(self._running)
 
+    @property
+    def batch(self) -> Sequence[Request]:
+        """The requests that run now; to be read only."""
+        return self._running
+
     def add(self, request: Request) -> None:
         """Queue a request. Its prompt and answer together must fit the cache."""
         self._waiting.append(request)
@@ -155,6 +161,15 @@ class Scheduler:
                 self._running.remove(request)
                 self._end(request, request.finish)
         return outputs
+
+    def generate_more(self, steps: int) -> None:
+        """As many steps in which each request of the batch had one token more, and that was all:
+        no block began or became full, no answer ended. The caller has seen to that."""
+        for request in self._running:
+            request.generated += steps
+            request.sequence.tokens += itertools.islice(request.answer, steps)
+            request.sequence.computed_tokens += steps
+        self.counts.generated_tokens += steps * len(self._running)
 
     def _schedule_running(self, step: Step, budget: int) -> tuple[int, bool]:
         preempted = False

@@ -4,6 +4,7 @@ Owns when a step begins, how long it lasts and which batch of events follows it.
 no router and no real clock: whoever drives it gives it the time.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +43,23 @@ class Batch:
     sent_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What one step came to, or several that nothing happened in but one more token for each
+    request of the batch."""
+
+    generated: Sequence[Generated] = ()
+    batch: Batch | None = None
+    quiet_s: Sequence[float] = ()
+    """When each of several quiet steps ended; `generated` is empty then."""
+
+
 class VirtualEngine:
-    """One pod. `begin` a step where none is under way, then `end` it at the time that it gave."""
+    """One pod. `begin` a step where none is under way, then `end` it at the time that it gave.
+
+    Most steps of an engine are quiet: they add a token to each answer, no block begins or becomes
+    full, and no answer ends. Those are taken together; the times are the same.
+    """
 
     def __init__(self, shape: EngineShape, time: StepTime) -> None:
         self._blocks = BlockManager(shape.blocks + 1, shape.block_size, BlockHasher(0))
@@ -54,17 +70,22 @@ class VirtualEngine:
             whole_prompt_must_fit=True,
         )
         self.busy_s = 0.0
-        self.steps = 0
         self.prefill_tokens = 0
+        self._shape = shape
         self._capacity_tokens = shape.blocks * shape.block_size
         self._time = time
         self._encoder = EventEncoder(_VERSION)
         self._step: Step | None = None
+        self._began_s = 0.0
+        self._ends_s: list[float] = []
+        """Of the steps under way; more than one only where they are quiet."""
+        self._stuck = False
+        """Requests wait, and the last step could admit none of them; nothing changed since."""
         self._next_batch = 0
         self._sent: deque[Batch] = deque(maxlen=_BUFFERED)
 
     def add(self, request: Request) -> None:
-        """Queue a request; it takes part in the next step at the soonest.
+        """Queue a request; it takes part in the next step at the soonest (see `cut`).
 
         Raises SettingsError for one that the cache could never hold.
         """
@@ -74,40 +95,93 @@ class VirtualEngine:
                 f"a request of {tokens} tokens does not fit a cache of {self._capacity_tokens}: "
                 "give --blocks a larger number"
             )
+        self._stuck = False
         self.scheduler.add(request)
 
     @property
     def idle(self) -> bool:
         """No step is under way, and there is none to begin."""
-        return self._step is None and not self.scheduler.waiting and not self.scheduler.running
+        return not self.stepping and not self.scheduler.waiting and not self.scheduler.running
 
     @property
     def stepping(self) -> bool:
         """A step is under way."""
-        return self._step is not None
+        return bool(self._ends_s)
 
     def begin(self, now: float) -> float:
-        """Schedule the next step; when it ends. Only where there is work and none under way."""
-        step = self._step = self.scheduler.schedule()
-        lasts_s = self._time.step_s(step, self._capacity_tokens)
-        self.busy_s += lasts_s
-        self.steps += 1
-        self.prefill_tokens += step.prefill_tokens
-        return now + lasts_s
+        """Begin the next step, or several quiet ones; when `end` is due.
 
-    def end(self, now: float) -> tuple[list[Generated], Batch | None]:
-        """The step is over: a token for each request whose prompt is through, and its events."""
-        step, self._step = self._step, None
-        if step is None:
+        Only where there is work and none under way.
+        """
+        self._began_s = now
+        quiet = self._quiet_steps()
+        if quiet:
+            self._ends_s = self._quiet_ends(now, quiet)
+        else:
+            step = self._step = self.scheduler.schedule()
+            self._stuck = not step.prefill_tokens
+            self.prefill_tokens += step.prefill_tokens
+            self._ends_s = [now + self._time.step_s(step, self._capacity_tokens)]
+        return self._ends_s[-1]
+
+    def cut(self, now: float) -> float:
+        """Take no more quiet steps than the one under way at `now`; when `end` is due."""
+        ends = self._ends_s
+        del ends[bisect_left(ends, now) + 1 :]
+        return ends[-1]
+
+    def end(self, now: float) -> Ended:
+        """What was begun is over: a token for each request whose prompt is through, and events."""
+        ends, step = self._ends_s, self._step
+        if not ends:
             raise RuntimeError("no step is under way")
+        self.busy_s += now - self._began_s
+        self._ends_s, self._step = [], None
+        if step is None:
+            self.scheduler.generate_more(len(ends))
+            return Ended(quiet_s=ends)
         generated = self.scheduler.complete(step)
+        if any(output.request.finish is not None for output in generated):
+            self._stuck = False
         events = self._blocks.take_events()
         if not events:
-            return generated, None
+            return Ended(generated)
         batch = Batch(self._next_batch, self._encoder.encode(now, events), now)
         self._next_batch += 1
         self._sent.append(batch)
-        return generated, batch
+        return Ended(generated, batch)
+
+    def _quiet_steps(self) -> int:
+        """How many of the next steps are quiet, whatever does not arrive meanwhile."""
+        batch, size = self.scheduler.batch, self._shape.block_size
+        if (self.scheduler.waiting and not self._stuck) or not batch:
+            return 0
+        if len(batch) > self._shape.max_num_batched_tokens:
+            return 0
+        fewest = size
+        for request in batch:
+            sequence = request.sequence
+            computed = sequence.computed_tokens
+            within = computed % size
+            if not within or not request.generated or len(sequence.tokens) - computed != 1:
+                return 0
+            left = min(size - 1 - within, request.max_tokens - request.generated - 1)
+            if left < fewest:
+                if left <= 0:
+                    return 0
+                fewest = left
+        return fewest
+
+    def _quiet_ends(self, now: float, steps: int) -> list[float]:
+        batch = self.scheduler.batch
+        step = Step(decoding=len(batch))
+        step.context_tokens = sum(request.sequence.computed_tokens for request in batch)
+        ends = []
+        for _ in range(steps):
+            step.context_tokens += step.decoding
+            now += self._time.step_s(step, self._capacity_tokens)
+            ends.append(now)
+        return ends
 
     def replay(self, start: int, until_s: float) -> Sequence[Batch]:
         """The last batches from number `start` on that were sent by `until_s`."""

@@ -6,6 +6,7 @@ arrives at the router from clients, what it hears of engines, what begins. One s
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -85,6 +86,8 @@ class Simulation:
         """Turns not yet answered."""
         self._began = [False] * len(self._engines)
         """Whether the beginning of a step is on the agenda."""
+        self._due = [math.nan] * len(self._engines)
+        """When the step under way ends; NaN where there is none."""
         self._seen: set[int] | None = set() if scenario.bound else None
         self._bound_tokens = 0
 
@@ -133,7 +136,9 @@ class Simulation:
         self._flights[request] = _Flight(record, picked, session, place)
         self._engines[pod].add(request)
         self._count_bound(hashes, len(ids))
-        if not self._engines[pod].stepping:
+        if self._engines[pod].stepping:
+            self._end_due(pod, self._engines[pod].cut(self.now))
+        else:
             self._begin_soon(pod)
 
     def _begin_soon(self, pod: int) -> None:
@@ -144,17 +149,38 @@ class Simulation:
 
     def _step_begins(self, pod: int) -> None:
         self._began[pod] = False
-        self._put(self._engines[pod].begin(self.now), Kind.STEP_ENDS, pod)
+        self._end_due(pod, self._engines[pod].begin(self.now))
+
+    def _end_due(self, pod: int, at: float) -> None:
+        """What was on the agenda before for this pod, if it is another time, counts no more."""
+        if self._due[pod] != at:
+            self._due[pod] = at
+            self._put(at, Kind.STEP_ENDS, pod)
 
     def _step_ends(self, pod: int) -> None:
+        if self._due[pod] != self.now:
+            return
+        self._due[pod] = math.nan
         engine = self._engines[pod]
-        generated, batch = engine.end(self.now)
-        for output in generated:
+        ended = engine.end(self.now)
+        for output in ended.generated:
             self._token(output.request)
-        if batch is not None:
-            self._put(self.now + self._scenario.event_delay_s, Kind.EVENTS, (pod, batch))
+        if ended.quiet_s:
+            self._quiet(engine, ended.quiet_s)
+        if ended.batch is not None:
+            self._put(self.now + self._scenario.event_delay_s, Kind.EVENTS, (pod, ended.batch))
         if not engine.idle:
             self._begin_soon(pod)
+
+    def _quiet(self, engine: VirtualEngine, ends_s: Sequence[float]) -> None:
+        """Each request of the batch has one token more at each of these times."""
+        flights = [self._flights[request] for request in engine.scheduler.batch]
+        last_s, gaps, times = flights[0].last_token_s, self._run.gaps, len(flights)
+        for end_s in ends_s:
+            gaps[round((end_s - last_s) / GAP_RESOLUTION_S)] += times
+            last_s = end_s
+        for flight in flights:
+            flight.last_token_s = last_s
 
     def _token(self, request: Request) -> None:
         flight = self._flights[request]

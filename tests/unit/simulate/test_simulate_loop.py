@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aibrix_extproc.errors import SettingsError
-from aibrix_extproc.simulate.engine import EngineShape
+from aibrix_extproc.simulate.engine import EngineShape, VirtualEngine
 from aibrix_extproc.simulate.loop import Scenario
 from aibrix_extproc.simulate.records import Run, summarise
 from aibrix_extproc.simulate.timing import Polynomial
@@ -37,6 +37,21 @@ def test_one_seed_is_one_run(strategy: str) -> None:
     assert first.records == again.records
     assert first.gaps == again.gaps
     assert [r.pod for r in first.records] != [r.pod for r in other.records]
+
+
+@pytest.mark.parametrize("blocks", [2000, 70])
+def test_quiet_steps_taken_together_are_those_taken_one_by_one(
+    blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = replace(SMALL, blocks=blocks)
+    sessions = agent(replace(TRAFFIC, output_tokens=90), seed=4)
+    together = run(scenario("prefix-cache", shape=shape), sessions)
+    monkeypatch.setattr(VirtualEngine, "_quiet_steps", lambda self: 0)
+    one_by_one = run(scenario("prefix-cache", shape=shape), sessions)
+    assert together.records == one_by_one.records
+    assert together.gaps == one_by_one.gaps
+    assert [pod.preemptions for pod in together.pods] == [p.preemptions for p in one_by_one.pods]
+    assert any(pod.preemptions for pod in together.pods) == (blocks == 70)
 
 
 def test_a_lone_request_takes_the_time_of_its_steps() -> None:

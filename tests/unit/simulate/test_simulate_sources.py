@@ -41,7 +41,7 @@ class Rig:
         self.engine.add(request)
         while not self.engine.idle:
             self.now = self.engine.begin(self.now)
-            _, batch = self.engine.end(self.now)
+            batch = self.engine.end(self.now).batch
             if batch is not None:
                 self.live(batch)
         return request.cached_tokens or 0
