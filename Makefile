@@ -23,7 +23,7 @@ TRACES ?= traces
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
 	acceptance soak screenshot kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
-	bench bench-restart calibrate \
+	compose-test bench bench-restart calibrate \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -95,6 +95,9 @@ calibrate: $(READY)
 # The pictures of the live page in docs/, made by a real Chromium.
 screenshot: $(READY)
 	$(BIN)/python -m tests.live_screenshot
+# The image and the compose file on a real Docker engine; skipped, with a word why, where it cannot run.
+compose-test: setup
+	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m tests.compose
 
 # Random faults against event sync for CHAOS_SECONDS; CHAOS_SEED is printed, and repeats a run.
 chaos: $(READY)
