@@ -95,6 +95,7 @@ calibrate: $(READY)
 # The pictures of the live page in docs/, made by a real Chromium.
 screenshot: $(READY)
 	$(BIN)/python -m tests.live_screenshot
+
 # The image and the compose file on a real Docker engine; skipped, with a word why, where it cannot run.
 compose-test: setup
 	AIBRIX_TEST_ENVOY=$(abspath $(ENVOY)) $(BIN)/python -m tests.compose
