@@ -239,6 +239,7 @@ def test_ports_of_services_and_monitors_are_ports_of_the_container() -> None:
     (endpoint,) = deployed.find(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
     assert ports()[endpoint["port"]] == port_of(SETTINGS.admin_address)
     assert endpoint["path"] == "/metrics"
+    assert endpoint["honorLabels"], "or the label `pod` of an engine gives way to the processor's"
     (endpoint,) = deployed.find(objects, "PodMonitor", "aibrix-extproc-engines")["spec"][
         "podMetricsEndpoints"
     ]
