@@ -16,7 +16,7 @@ import pytest
 from aibrix_extproc.admin.live import hub as hub_module
 from aibrix_extproc.admin.live import pages as pages_module
 from aibrix_extproc.admin.live import reach as reach_module
-from aibrix_extproc.admin.live.hub import Hub
+from aibrix_extproc.admin.live.hub import Hub, Viewer
 from aibrix_extproc.admin.live.pages import STREAM
 from aibrix_extproc.admin.live.reach import takes_connection
 from tests.live_world import LiveWorld, live_server
@@ -207,13 +207,24 @@ async def test_nothing_is_looked_at_while_nobody_looks(
     await hub.close()
 
 
-async def test_who_comes_as_the_last_one_leaves_is_served(world: LiveWorld) -> None:
+async def test_who_comes_while_the_last_one_is_seen_off_is_served(
+    world: LiveWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = Hub(world, world.metrics)
-    for _ in range(20):
-        viewer = hub.join(lambda: None)
-        assert await asyncio.wait_for(viewer.queue.get(), 5)
-        hub.leave(viewer)
-        await asyncio.sleep(0.01)
+    came: list[Viewer] = []
+    real = hub._reach.stop
+
+    async def stop() -> None:
+        await real()
+        if not came:
+            came.append(hub.join(lambda: None))
+
+    monkeypatch.setattr(hub._reach, "stop", stop)
+    first = hub.join(lambda: None)
+    await first.queue.get()
+    hub.leave(first)
+    await eventually_async(lambda: came)
+    assert await asyncio.wait_for(came[0].queue.get(), 5)
     await hub.close()
 
 

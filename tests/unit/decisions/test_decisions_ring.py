@@ -45,6 +45,20 @@ def record(request_id: str = "id", candidates: int = 2, shadow: bool = False) ->
 # -- the ring ---------------------------------------------------------------------------------
 
 
+def test_what_came_since_a_record_is_all_that_follows_it_or_all_where_it_has_gone() -> None:
+    ring = DecisionRing(size=3)
+    assert ring.since(None) == []
+    records = [record(str(number)) for number in range(5)]
+    for one in records[:3]:
+        ring.add(one)
+    assert ring.since(None) == [records[2], records[1], records[0]]
+    assert ring.since(records[0]) == [records[2], records[1]]
+    assert ring.since(records[2]) == []
+    for one in records[3:]:
+        ring.add(one)
+    assert ring.since(records[0]) == [records[4], records[3], records[2]]
+
+
 def test_the_newest_comes_first_and_the_oldest_goes() -> None:
     ring = DecisionRing(size=3)
     assert ring.newest_first(10) == []

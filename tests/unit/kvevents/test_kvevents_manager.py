@@ -231,6 +231,18 @@ def test_pods_known_before_and_after_the_start_are_followed(
         assert view.event_endpoint == engine.endpoint
 
 
+def test_an_engine_that_has_gone_is_seen_at_once_and_believed_for_a_while(house: House) -> None:
+    with KvPublisher() as leaving:
+        leaving.publish(stored([1]))
+        house.is_now(pod(Rank(0, leaving.endpoint, leaving.replay_endpoint)))
+        assert not house.only().connected
+        house.manager.start_events()
+        eventually(lambda: house.only().state is SourceState.EXACT)
+        assert house.only().connected
+    eventually(lambda: not house.only().connected)
+    assert (house.only().state, house.only().usable) == (SourceState.EXACT, True)
+
+
 def test_losing_the_label_ends_the_subscription(house: House, engine: KvPublisher) -> None:
     followed = pod(Rank(0, engine.endpoint, engine.replay_endpoint))
     house.is_now(followed)

@@ -18,6 +18,14 @@ def test_a_reservation_counts_as_a_request_with_its_prefill() -> None:
     assert ledger.loads(0.0) == {1: Load(requests=2, prefill_tokens=120, decoding=0)}
 
 
+def test_who_only_looks_lets_nothing_go_that_a_decision_is_to_count() -> None:
+    ledger = Ledger(LIMIT_S)
+    ledger.reserve(1, 100, now=0.0)
+    assert ledger.booked == {1: Load(requests=1, prefill_tokens=100, decoding=0)}
+    assert ledger.expire(LIMIT_S) == 1
+    assert ledger.booked == {}
+
+
 def test_a_prefill_that_is_done_turns_tokens_into_a_decoding_request() -> None:
     ledger = Ledger(LIMIT_S)
     ticket = ledger.reserve(1, 100, now=0.0)
