@@ -40,7 +40,6 @@ NEITHER_SHOWN_NOR_ALERTED = {
     "aibrix_kv_snapshot_sources_total": "the same",
     "aibrix_kv_snapshot_saved_timestamp_seconds": "failed saves are shown and alerted",
     "aibrix_kv_snapshot_bytes": "follows the size of the index, which is shown",
-    "aibrix_extproc_live_cut_total": "of who looks at the live page; no request needs it",
     "process_virtual_memory_bytes": "says nothing; the resident memory is shown",
     "process_start_time_seconds": "what Prometheus cannot scrape is alerted",
     "python_gc_objects_collected_total": "the number of collections is shown",
