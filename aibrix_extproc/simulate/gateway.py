@@ -105,6 +105,11 @@ class Gateway:
             lambda: False,
         )
 
+    @property
+    def looks_at_prompts(self) -> bool:
+        """Whether the strategy does."""
+        return self._strategy.needs_tokens
+
     def decide(self, ids: "array[int]", max_tokens: int) -> tuple[int, Picked]:
         """The number of the pod, and the decision, which is booked."""
         parsed = ParsedBody(

@@ -81,7 +81,7 @@ class Simulation:
         self._agenda: list[tuple[float, int, int, object]] = []
         self._numbers = itertools.count()
         self._flights: dict[Request, _Flight] = {}
-        self._run = Run(scenario.strategy)
+        self._run = Run(scenario.strategy, self._gateway.looks_at_prompts)
         self._left = 0
         """Turns not yet answered."""
         self._began = [False] * len(self._engines)

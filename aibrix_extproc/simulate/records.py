@@ -43,6 +43,8 @@ class Run:
     """All that was written down."""
 
     strategy: str
+    looks_at_prompts: bool = True
+    """Whether the strategy does."""
     records: list[Record] = field(default_factory=list)
     gaps: Counter[int] = field(default_factory=Counter)
     """Time between two tokens of an answer, in units of GAP_RESOLUTION_S → how often."""
@@ -84,8 +86,8 @@ class Summary:
     hit_ratio: float
     """The engines' own: prompt tokens reused at the first admission, of all prompt tokens. Full
     blocks only, and never a prompt's last token."""
-    predicted_hit_ratio: float
-    """What the router believed when it decided."""
+    predicted_hit_ratio: float | None
+    """What the router believed when it decided; None where the strategy looks at no prompt."""
     bound_hit_ratio: float | None
     """Of one cache that forgets nothing and knows each prompt at once."""
     ttft_s: Distribution
@@ -118,7 +120,7 @@ def summarise(run: Run) -> Summary:
         prompt_tokens=prompt_tokens,
         output_tokens=sum(record.output_tokens for record in records),
         hit_ratio=sum(record.cached_tokens for record in records) / prompt_tokens,
-        predicted_hit_ratio=sum(record.matched_tokens for record in records) / prompt_tokens,
+        predicted_hit_ratio=_predicted(run) / prompt_tokens if run.looks_at_prompts else None,
         bound_hit_ratio=None if bound is None else bound / prompt_tokens,
         ttft_s=Distribution.of([r.first_token_s - r.arrived_s for r in records]),
         end_to_end_s=Distribution.of([r.ended_s - r.arrived_s for r in records]),
@@ -130,6 +132,10 @@ def summarise(run: Run) -> Summary:
         busy_share_mean=sum(pod.busy_share for pod in run.pods) / len(run.pods),
         preemptions=sum(pod.preemptions for pod in run.pods),
     )
+
+
+def _predicted(run: Run) -> int:
+    return sum(record.matched_tokens for record in run.records)
 
 
 def rank(ordered: Sequence[float], share: float) -> float:

@@ -48,9 +48,9 @@ def table(found: Sequence[Summary]) -> Table:
     for summary in found:
         shown.add_column(summary.strategy, justify="right")
     for label, figure in _LINES:
-        shown.add_row(label, *(figure(summary) for summary in found))
-    if any(summary.bound_hit_ratio is not None for summary in found):
-        shown.add_row("  of one infinite cache", *(_share(s.bound_hit_ratio) for s in found))
+        cells = [figure(summary) for summary in found]
+        if any(cell != "-" for cell in cells):
+            shown.add_row(label, *cells)
     return shown
 
 
@@ -67,6 +67,7 @@ _LINES: Final[tuple[tuple[str, Callable[[Summary], str]], ...]] = (
     ("virtual time", lambda s: f"{s.duration_s:,.0f} s"),
     ("hit ratio (engines)", lambda s: _share(s.hit_ratio)),
     ("  as predicted", lambda s: _share(s.predicted_hit_ratio)),
+    ("  of one infinite cache", lambda s: _share(s.bound_hit_ratio)),
     ("TTFT mean", lambda s: _ms(s.ttft_s.mean)),
     ("TTFT p50", lambda s: _ms(s.ttft_s.p50)),
     ("TTFT p99", lambda s: _ms(s.ttft_s.p99)),

@@ -22,6 +22,8 @@ def test_strategies_are_compared_in_a_table_and_a_file(
     shown = capsys.readouterr().out
     assert "round-robin" in shown
     assert "hit ratio (engines)" in shown
+    assert "of one infinite cache" in shown
+    assert "preemptions" in shown
     page = json.loads(path.read_text())
     assert page["options"]["pods"] == 2
     first, second = page["runs"]

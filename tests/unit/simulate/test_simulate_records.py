@@ -45,6 +45,8 @@ def test_what_does_not_exist_is_null_in_json() -> None:
     page = summarise(run).to_json()
     assert page["inter_token_s"] == {"mean": None, "p50": None, "p99": None}
     assert page["ttft_s"]["mean"] == 2.0
+    run.looks_at_prompts = False
+    assert summarise(run).to_json()["predicted_hit_ratio"] is None
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, 1), (0.5, 50), (0.99, 99), (1.0, 100)])
