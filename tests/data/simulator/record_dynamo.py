@@ -1,9 +1,9 @@
 """Run Dynamo's own offline replay on a Mooncake trace, and write its figures as JSON.
 
-    python3 -m venv /tmp/dynamo
-    /tmp/dynamo/bin/pip install --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
-    /tmp/dynamo/bin/pip install typing_extensions pydantic
-    /tmp/dynamo/bin/python record_dynamo.py TRACE SPEED WORKERS BLOCKS [round_robin|kv_router]
+    python3 -m venv .venv-dynamo
+    .venv-dynamo/bin/pip install --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
+    .venv-dynamo/bin/pip install typing_extensions pydantic
+    .venv-dynamo/bin/python record_dynamo.py TRACE SPEED WORKERS BLOCKS [round_robin|kv_router]
 
 No test runs this: Dynamo is no dependency. Its figures are in the files beside it.
 """
