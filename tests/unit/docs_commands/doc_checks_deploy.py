@@ -277,3 +277,12 @@ def check_promtool(command: Command) -> Problems:
         yield f"promtool {' '.join(command.words[1:3])} is not known here; {HOW_TO_TEACH}"
     for path in command.words[3:]:
         yield from exists(path)
+
+
+@checks("apt-get")
+def check_apt_get(command: Command) -> Problems:
+    known = {"--yes": 0, "-y": 0, "--no-install-recommends": 0}
+    _, rest, wrong = split_options(command.words[1:], known, "apt-get")
+    yield from wrong
+    if rest[:1] and rest[0] not in ("update", "install"):
+        yield f"apt-get {rest[0]} is not known here; {HOW_TO_TEACH}"

@@ -191,6 +191,8 @@ def test_a_quote_that_does_not_end_is_told() -> None:
         ("docker compose --profile nonsense up", "no profile nonsense"),
         ("docker build --build-arg NONSENSE=1 .", "no ARG NONSENSE"),
         ("docker run --rm aibrix-extproc nonsense", "invalid choice: 'nonsense'"),
+        ("apt-get nonsense", "apt-get nonsense is not known here"),
+        ("apt-get install --nonsense docker.io", "apt-get has no option --nonsense"),
         ("promtool check rules nonsense.yaml", "there is no file or folder nonsense.yaml"),
         ("pytest tests/nonsense", "there is no file or folder tests/nonsense"),
         ("pytest --nonsense", "pytest has no option --nonsense"),
