@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from aibrix_extproc.demo.stack import start_engine
 from tests.browser import Browser, Page, browser
-from tests.e2e.stack import gateway
+from tests.e2e.stack import Reply, Stack, gateway
 from tests.live_world import HOSTILE, HOSTILE_MODEL, LiveWorld, live_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -74,6 +74,45 @@ def at_peace(page: Page, url: str) -> bool:
     return True
 
 
+async def a_decision_is_shown_with_its_reason(page: Page, stack: Stack) -> Reply:
+    """One made through Envoy."""
+    reply = await stack.complete("word " * 200)
+    await page.until("document.querySelectorAll('#decision-table tr[data-id]').length === 1")
+    shown = await page.evaluate("document.querySelector('#decision-table tbody th').textContent")
+    assert shown == reply.pod
+    await page.evaluate("document.querySelector('#decision-table button').click()")
+    why = await page.evaluate("document.querySelector('tr.why').textContent")
+    assert f"{reply.pod} was chosen" in why
+    assert reply.headers["request-id"] in why
+    assert "word word" not in await page.evaluate("document.body.innerText")
+    return reply
+
+
+async def the_box_explains(page: Page, pod: str | None) -> None:
+    """A body of its own, from the keyboard; nothing is decided by it."""
+    body = json.dumps({"model": "tiny", "prompt": "word " * 200})
+    await page.evaluate("document.getElementById('explain-path').value = '/v1/completions'")
+    await page.evaluate("document.getElementById('explain-body').focus()")
+    await page.type(body)
+    await page.press("Tab")
+    assert await focused(page) == "Explain"
+    await page.press("Enter")
+    said = await page.until(
+        "(document.querySelector('#explain-result table') &&"
+        " document.getElementById('explain-summary').textContent)"
+    )
+    assert f"{pod} would be chosen" in said
+    decisions = "document.querySelectorAll('#decision-table tr[data-id]').length"
+    assert await page.evaluate(decisions) == 1
+
+
+async def is_seen_within_two_seconds(page: Page, condition: str) -> None:
+    """The one time that the page promises."""
+    began = time.monotonic()
+    await page.until(condition)
+    assert time.monotonic() - began < KILLED_WITHIN_S
+
+
 async def test_a_running_gateway_its_decisions_and_a_killed_pod_are_seen(chromium: Browser) -> None:
     async with gateway(engines=2) as stack:
         url = stack.servers[0].debug_url
@@ -85,50 +124,18 @@ async def test_a_running_gateway_its_decisions_and_a_killed_pod_are_seen(chromiu
         page = await chromium.open(f"{url}/")
         await page.until(LIVE)
         assert await page.until(f"{row('engine-0')} === 'ok' && {row('engine-1')} === 'ok'")
-
-        # A decision made through Envoy, and why.
-        reply = await stack.complete("word " * 200)
-        await page.until("document.querySelectorAll('#decision-table tr[data-id]').length === 1")
-        shown = await page.evaluate(
-            "document.querySelector('#decision-table tbody th').textContent"
-        )
-        assert shown == reply.pod
-        await page.evaluate("document.querySelector('#decision-table button').click()")
-        why = await page.evaluate("document.querySelector('tr.why').textContent")
-        assert f"{reply.pod} was chosen" in why
-        assert reply.headers["request-id"] in why
-        assert "word word" not in await page.evaluate("document.body.innerText")
-
-        # The box that explains, with a body of its own.
-        body = json.dumps({"model": "tiny", "prompt": "word " * 200})
-        await page.evaluate("document.getElementById('explain-path').value = '/v1/completions'")
-        await page.evaluate("document.getElementById('explain-body').focus()")
-        await page.type(body)
-        await page.press("Tab")
-        assert await focused(page) == "Explain"
-        await page.press("Enter")
-        said = await page.until(
-            "(document.querySelector('#explain-result table') &&"
-            " document.getElementById('explain-summary').textContent)"
-        )
-        assert f"{reply.pod} would be chosen" in said
-        assert (
-            await page.evaluate("document.querySelectorAll('#decision-table tr[data-id]').length")
-            == 1
-        )
+        reply = await a_decision_is_shown_with_its_reason(page, stack)
+        await the_box_explains(page, reply.pod)
 
         # Pods come, are killed, and go.
         stack.list_pods(stack.endpoint(0), stack.endpoint(1), victim.endpoint(), quiet)
         await page.until(f"{row('victim')} === 'ok' && {row('quiet')} === 'ok'")
         victim.process.kill()
-        killed = time.monotonic()
-        await page.until(f"['events cut', 'unreachable'].includes({row('victim')})")
-        assert time.monotonic() - killed < KILLED_WITHIN_S
+        killed = f"['events cut', 'unreachable'].includes({row('victim')})"
+        await is_seen_within_two_seconds(page, killed)
         await page.until(f"{row('victim')} === 'unreachable'")
         mute.close()
-        closed = time.monotonic()
-        await page.until(f"{row('quiet')} === 'unreachable'")
-        assert time.monotonic() - closed < KILLED_WITHIN_S
+        await is_seen_within_two_seconds(page, f"{row('quiet')} === 'unreachable'")
         await page.until("document.getElementById('announcer').textContent.includes('unreachable')")
         stack.list_pods(stack.endpoint(0), stack.endpoint(1))
         await page.until(f"{row('victim')} === 'gone'")
