@@ -49,7 +49,7 @@ async def test_a_drained_processor_leaves_before_the_answers_end_and_cuts_none_o
         edit=watch_health_closely,
     ) as stack:
         server = stack.servers[0]
-        assert await serving(server.grpc_address)
+        await eventually_async(lambda: serving(server.grpc_address))
         answers = [await begin_answer(stack, text(number, 20)) for number in range(4)]
         with held(stack):
             server.process.terminate()
