@@ -33,6 +33,8 @@ class Plan(msgspec.Struct, frozen=True):
     served: ServedModel
     strategy: Strategy
     candidates: tuple[Candidate, ...]
+    session: str | None = None
+    """By the client's header; None where there is none that counts."""
 
     def addresses(self) -> list[str]:
         """`ip:port` of each candidate's pod, once."""

@@ -87,7 +87,9 @@ class Viewer:
         loads = self._ledger.loads(now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
-            return View(RouteContext(length, False, plan.candidates, {}, loads))
+            return View(
+                RouteContext(length, False, plan.candidates, {}, loads, session=plan.session)
+            )
         length = len(tokens.ids)
         ids = tokens.ids if length <= self._max_tokens else tokens.ids[: self._max_tokens]
         adapter, salt = plan.served.adapter, plan.parsed.cache_salt
@@ -104,7 +106,7 @@ class Viewer:
             depth = predicted(source, keys[size], now, depths.get(source, 0))
             if depth:
                 reusable[source] = reusable_tokens(depth, size, length)
-        context = RouteContext(length, True, plan.candidates, reusable, loads)
+        context = RouteContext(length, True, plan.candidates, reusable, loads, session=plan.session)
         if tokens.prefix is not None:
             context = _guessed(context, tokens.prefix, block_sizes)
         return View(context, depths, block_sizes, keys)

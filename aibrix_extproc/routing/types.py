@@ -47,6 +47,8 @@ class RouteContext(msgspec.Struct, frozen=True):
     """Source → further tokens that it holds in all likelihood, an estimate: where only a prefix
     is known, the answer to it, on a source that holds all of the prefix. They count for what a
     request costs and never as matched."""
+    session: str | None = None
+    """The client's name of the session that the request belongs to; None: it named none."""
 
 
 class Scored(msgspec.Struct, frozen=True, gc=False):

@@ -110,8 +110,10 @@ class Gateway:
         """Whether the strategy does."""
         return self._strategy.needs_tokens
 
-    def decide(self, ids: "array[int]", max_tokens: int) -> tuple[int, Picked]:
-        """The number of the pod, and the decision, which is booked."""
+    def decide(
+        self, ids: "array[int]", max_tokens: int, session: str | None = None
+    ) -> tuple[int, Picked]:
+        """The number of the pod, and the decision, which is booked. `session`: its name."""
         parsed = ParsedBody(
             model=MODEL,
             prompt=None,
@@ -121,7 +123,8 @@ class Gateway:
             max_tokens=max_tokens,
             report_mode=False,
         )
-        plan = Plan(parsed, ServedModel(MODEL, MODEL), self._strategy, self._candidates)
+        served = ServedModel(MODEL, MODEL)
+        plan = Plan(parsed, served, self._strategy, self._candidates, session)
         tokens = KnownTokens(ids if self._strategy.needs_tokens else None, None)
         view = self._viewer.view(plan, tokens, self._clock())
         decision = self._strategy.rank(view.context)
