@@ -18,7 +18,7 @@ from aibrix_extproc.simulate.loop import Scenario, Simulation
 from aibrix_extproc.simulate.options import router_settings
 from aibrix_extproc.simulate.records import Summary, summarise
 from aibrix_extproc.simulate.timing import Polynomial
-from aibrix_extproc.simulate.traffic import mooncake
+from aibrix_extproc.workloads.mooncake import mooncake
 
 PODS: Final = 8
 TOLERANCE: Final = 0.005

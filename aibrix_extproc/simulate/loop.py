@@ -20,7 +20,7 @@ from aibrix_extproc.simulate.gateway import Gateway
 from aibrix_extproc.simulate.records import GAP_RESOLUTION_S, PodTotals, Record, Run
 from aibrix_extproc.simulate.timing import StepTime
 from aibrix_extproc.simulate.tokens import block_hashes, token_ids
-from aibrix_extproc.simulate.traffic import Session
+from aibrix_extproc.workloads.sessions import Session
 
 _TICK_S: Final = 1.0
 """The server looks at its sources' clocks more often; silence is measured in tens of seconds."""
@@ -129,7 +129,7 @@ class Simulation:
         ids = token_ids(turn.prompt)
         answer = token_ids((turn.answer,))
         hashes = block_hashes(ids + answer, self._scenario.shape.block_size)
-        pod, picked = self._gateway.decide(ids, len(answer))
+        pod, picked = self._gateway.decide(ids, len(answer), session.id or None)
         record = Record(pod, self.now, len(ids), len(answer), picked.matched_tokens)
         self._run.records.append(record)
         request = request_of(ids, answer, hashes)

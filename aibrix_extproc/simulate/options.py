@@ -5,21 +5,26 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.workloads import options as workloads
+from aibrix_extproc.workloads.generated import Shape
+from aibrix_extproc.workloads.options import not_negative, positive
 
 if TYPE_CHECKING:
     from aibrix_extproc.settings import Settings
     from aibrix_extproc.simulate.loop import Scenario
     from aibrix_extproc.simulate.records import Summary
-    from aibrix_extproc.simulate.traffic import Session
 
-_MOONCAKE: Final = "mooncake"
-_GENERATED: Final = ("shared-prefix", "multi-turn", "agent", "unique")
+_SHAPE: Final = Shape()
 _DEFAULT_STRATEGIES: Final = ("round-robin", "least-request", "prefix-cache")
+_TOLD_ELSEWHERE: Final = (
+    *("run", "command", "json", "strategy"),
+    *("trace", "speed", "limit", "jitter", "preset"),
+)
 _EVENTS: Final = "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED"
 _TOKENIZER: Final = "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER"
 
@@ -27,8 +32,7 @@ _TOKENIZER: Final = "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `simulate`."""
     add = parser.add_argument
-    add("workload", choices=(_MOONCAKE, *_GENERATED), help="what is asked")
-    add("trace", nargs="?", type=Path, help="mooncake: the trace, a file of JSON lines")
+    workloads.add_arguments(parser, _SHAPE)
     add(
         "--strategy",
         action="append",
@@ -36,43 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="repeatable; any that the server knows, and round-robin "
         f"({', '.join(_DEFAULT_STRATEGIES)})",
     )
-    add("--pods", type=_positive, default=8, metavar="N", help="engines (8)")
-    add("--seed", type=int, default=1, help="one seed, one run (1)")
+    add("--pods", type=positive, default=8, metavar="N", help="engines (8)")
     add("--bound", action="store_true", help="also the hit ratio of one infinite shared cache")
     add("--no-events", action="store_true", help="the router hears nothing of the engines")
     add(
         "--event-delay-ms",
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar="MS",
         help="from the end of a step to the arrival of its events (0)",
     )
     add("--json", type=Path, metavar="PATH", help="write the figures there")
-    _add_traffic(parser)
     _add_engine(parser)
-
-
-def _add_traffic(parser: argparse.ArgumentParser) -> None:
-    trace = parser.add_argument_group("mooncake").add_argument
-    trace("--speed", type=_above_zero, default=1.0, help="times as fast as the trace (1)")
-    trace("--limit", type=_positive, metavar="N", help="only the first lines")
-    made = parser.add_argument_group("generated workloads; tokens and seconds").add_argument
-    made("--sessions", type=_positive, default=750, metavar="N", help="(750)")
-    made("--rate", type=_above_zero, default=8.0, help="sessions that begin in a second (8)")
-    made("--groups", type=_positive, default=150, metavar="N", help="different prefixes (150)")
-    made("--prefix-tokens", type=_positive, default=6000, metavar="N", help="(6000)")
-    made("--turn-tokens", type=_positive, default=1200, metavar="N", help="of each turn (1200)")
-    made("--output-tokens", type=_positive, default=1000, metavar="N", help="(1000)")
-    made("--turns", type=_positive, default=5, metavar="N", help="of a conversation (5)")
-    made("--think", type=_above_zero, default=10.0, metavar="S", help="between turns, mean (10)")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engines").add_argument
-    engine("--blocks", type=_positive, default=16_384, metavar="N", help="of each pod (16384)")
-    engine("--block-size", type=_positive, default=64, metavar="N", help="tokens (64)")
-    engine("--max-num-seqs", type=_positive, default=256, metavar="N", help="(256)")
-    engine("--max-num-batched-tokens", type=_positive, default=8192, metavar="N", help="(8192)")
+    engine("--blocks", type=positive, default=16_384, metavar="N", help="of each pod (16384)")
+    engine("--block-size", type=positive, default=64, metavar="N", help="tokens (64)")
+    engine("--max-num-seqs", type=positive, default=256, metavar="N", help="(256)")
+    engine("--max-num-batched-tokens", type=positive, default=8192, metavar="N", help="(8192)")
     time = parser.add_argument_group(
         "time of a step (docs/simulator.md); n: its prompt tokens, f: how full the cache is with "
         "what decodes"
@@ -87,7 +74,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         ("prefill-scale", 1.0, "multiplies all of prefill"),
         ("decode-scale", 1.0, "multiplies all of decode"),
     ):
-        time(f"--{name}", type=_not_negative, default=default, help=f"{text} ({default:g})")
+        time(f"--{name}", type=not_negative, default=default, help=f"{text} ({default:g})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from aibrix_extproc.simulate.records import summarise
 
     settings = router_settings(os.environ, events=not args.no_events)
-    sessions = _sessions(args)
+    sessions = workloads.sessions_of(args, _SHAPE)
     scenario = _scenario(args)
     names = args.strategy or list(_DEFAULT_STRATEGIES)
     _check(names)
@@ -135,28 +122,6 @@ def _check(names: list[str]) -> None:
             raise SettingsError(f"--strategy {name} is none: choose from {known}")
 
 
-def _sessions(args: argparse.Namespace) -> "list[Session]":
-    from aibrix_extproc.simulate.traffic import WORKLOADS, Shape, mooncake
-
-    if args.workload == _MOONCAKE:
-        if args.trace is None:
-            raise SettingsError("mooncake needs the path of a trace: simulate mooncake PATH")
-        return mooncake(args.trace, args.speed, args.limit)
-    if args.trace is not None:
-        raise SettingsError(f"{args.workload} takes no trace: leave out {args.trace}")
-    shape = Shape(
-        sessions=args.sessions,
-        rate=args.rate,
-        groups=args.groups,
-        prefix_tokens=args.prefix_tokens,
-        turn_tokens=args.turn_tokens,
-        output_tokens=args.output_tokens,
-        turns=args.turns,
-        think_s=args.think,
-    )
-    return WORKLOADS[args.workload](shape, args.seed)
-
-
 def _scenario(args: argparse.Namespace) -> "Scenario":
     from aibrix_extproc.simulate.engine import EngineShape
     from aibrix_extproc.simulate.loop import Scenario
@@ -186,36 +151,12 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
 
 
 def _write(path: Path, args: argparse.Namespace, found: "list[Summary]") -> None:
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in ("run", "command", "json", "strategy")
-    }
-    page = {"options": given, "runs": [summary.to_json() for summary in found]}
+    told = {*_TOLD_ELSEWHERE, *(field.name for field in fields(Shape))}
+    given = {name: value for name, value in vars(args).items() if name not in told}
+    asked = workloads.settled(args, _SHAPE)
+    page = {"options": given | asked, "runs": [summary.to_json() for summary in found]}
     try:
         path.write_text(json.dumps(page, indent=2) + "\n")
     except OSError as error:
         raise SettingsError(f"--json {path}: {error.strerror}") from None
     print(f"written: {path}", file=sys.stderr)
-
-
-def _number(text: str, least: float, told: str) -> float:
-    number = float(text)
-    if not least <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not {told}")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, 0.0, "0 or more")
-
-
-def _above_zero(text: str) -> float:
-    return _number(text, 1e-9, "above 0")

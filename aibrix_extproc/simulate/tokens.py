@@ -1,29 +1,22 @@
 """The tokens of prompts and answers, made from names, and the hashes of their blocks.
 
-Owns the way from a piece (a name and a length) to token ids that are the same in every run. Knows
-no request and no engine.
+Owns the way from a piece to token ids that are the same in every run. Knows no request and no
+engine.
 """
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from aibrix_extproc.workloads.pieces import Piece
+
 _TOKEN_BYTES: Final = 4
 _NO_ZERO: Final = bytes([255, *range(1, 256)])
 """Ids are 256 to 65,535: the high byte is never 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of `tokens` token ids. Equal names begin with equal ids, whatever their length."""
-
-    name: str
-    tokens: int
 
 
 def token_ids(pieces: Iterable[Piece]) -> "array[int]":
@@ -44,11 +37,6 @@ def block_hashes(ids: "array[int]", block_size: int) -> list[int]:
         parent = xxh3_64_intdigest(data[start : start + width], parent)
         hashes.append(parent)
     return hashes
-
-
-def total(pieces: Sequence[Piece]) -> int:
-    """Tokens of all pieces."""
-    return sum(piece.tokens for piece in pieces)
 
 
 @lru_cache(maxsize=8192)

@@ -19,7 +19,8 @@ from aibrix_extproc.simulate.options import router_settings
 from aibrix_extproc.simulate.records import GAP_RESOLUTION_S
 from aibrix_extproc.simulate.timing import Linear
 from aibrix_extproc.simulate.tokens import token_ids
-from aibrix_extproc.simulate.traffic import Session, Shape, shared_prefix
+from aibrix_extproc.workloads.generated import Shape, shared_prefix
+from aibrix_extproc.workloads.sessions import Session
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

@@ -9,8 +9,8 @@ from aibrix_extproc.simulate.loop import Scenario, Simulation
 from aibrix_extproc.simulate.options import router_settings
 from aibrix_extproc.simulate.records import Run
 from aibrix_extproc.simulate.timing import Linear, Polynomial
-from aibrix_extproc.simulate.tokens import Piece
-from aibrix_extproc.simulate.traffic import Session, Turn
+from aibrix_extproc.workloads.pieces import Piece
+from aibrix_extproc.workloads.sessions import Session, Turn
 
 SMALL = EngineShape(blocks=200, block_size=16, max_num_seqs=16, max_num_batched_tokens=512)
 

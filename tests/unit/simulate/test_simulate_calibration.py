@@ -12,7 +12,7 @@ from aibrix_extproc.simulate.engine import EngineShape
 from aibrix_extproc.simulate.loop import Scenario
 from aibrix_extproc.simulate.records import summarise
 from aibrix_extproc.simulate.timing import Polynomial
-from aibrix_extproc.simulate.traffic import mooncake
+from aibrix_extproc.workloads.mooncake import mooncake
 from tests.unit.simulate.simulated import run
 
 DATA = Path(__file__).parents[2] / "data" / "simulator"

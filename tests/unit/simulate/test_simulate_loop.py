@@ -12,7 +12,8 @@ from aibrix_extproc.simulate.engine import EngineShape, VirtualEngine
 from aibrix_extproc.simulate.loop import Scenario
 from aibrix_extproc.simulate.records import Run, summarise
 from aibrix_extproc.simulate.timing import Polynomial
-from aibrix_extproc.simulate.traffic import Session, Shape, agent, multi_turn, shared_prefix
+from aibrix_extproc.workloads.generated import Shape, agent, multi_turn, shared_prefix
+from aibrix_extproc.workloads.sessions import Session
 from tests.unit.simulate.simulated import SMALL, cached, linear, one, run, scenario
 
 ONE_AT_A_TIME = EngineShape(blocks=50, block_size=16, max_num_seqs=1)

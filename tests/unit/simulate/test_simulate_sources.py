@@ -10,7 +10,8 @@ from aibrix_extproc.simulate.engine import Batch, EngineShape, VirtualEngine, re
 from aibrix_extproc.simulate.options import router_settings
 from aibrix_extproc.simulate.sources import VirtualSource
 from aibrix_extproc.simulate.timing import Polynomial
-from aibrix_extproc.simulate.tokens import Piece, block_hashes, token_ids
+from aibrix_extproc.simulate.tokens import block_hashes, token_ids
+from aibrix_extproc.workloads.pieces import Piece
 
 SIZE = 16
 SHAPE = EngineShape(blocks=120, block_size=SIZE, max_num_seqs=8, max_num_batched_tokens=256)

@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from aibrix_extproc.simulate.tokens import Piece, block_hashes, token_ids
+from aibrix_extproc.simulate.tokens import block_hashes, token_ids
+from aibrix_extproc.workloads.pieces import Piece
 
 
 def test_a_name_is_the_same_tokens_in_every_run() -> None:

@@ -1,13 +1,16 @@
 """Traces as they are read, and workloads as they are made."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aibrix_extproc.errors import SettingsError
-from aibrix_extproc.simulate.tokens import total
-from aibrix_extproc.simulate.traffic import WORKLOADS, Shape, agent, mooncake, multi_turn
+from aibrix_extproc.workloads.generated import WORKLOADS, Shape, agent, multi_turn
+from aibrix_extproc.workloads.mooncake import mooncake
+from aibrix_extproc.workloads.pieces import total
 
 ROW = {"timestamp": 6000, "input_length": 700, "output_length": 5, "hash_ids": [3, 9]}
 SHAPE = Shape(sessions=50, rate=10.0, groups=4, turns=3)
@@ -96,3 +99,26 @@ def test_a_later_turn_begins_with_all_that_was_said() -> None:
 
 def test_agents_differ_in_how_many_turns_they_take() -> None:
     assert len({len(session.turns) for session in agent(SHAPE, 1)}) > 2
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_sessions_have_ids_that_are_stable_and_their_own(name: str) -> None:
+    ids = [session.id for session in WORKLOADS[name](SHAPE, 7)]
+    assert len(set(ids)) == len(ids)
+    assert ids[3] == f"{name}-7-3"
+
+
+def test_the_lines_of_a_trace_are_sessions_of_their_own(tmp_path: Path) -> None:
+    sessions = mooncake(written(tmp_path, ROW, ROW))
+    assert [session.id for session in sessions] == ["mooncake-0", "mooncake-1"]
+
+
+def test_even_groups_have_as_many_requests_each_in_an_order_from_the_seed() -> None:
+    shape = replace(SHAPE, even=True, sessions=20)
+    asked = [
+        [session.turns[0].prompt[0].name for session in WORKLOADS["shared-prefix"](shape, seed)]
+        for seed in (1, 2)
+    ]
+    for names in asked:
+        assert set(Counter(names).values()) == {5}
+    assert asked[0] != asked[1]
