@@ -13,8 +13,8 @@ def jittered(sessions: Iterable[Session], jitter_s: float, seed: int) -> list[Se
 
     It keeps the rate: nothing is added or left out, and the number of arrivals in a window differs
     from the trace's by what lies within `jitter_s` of the window's edges. Where a trace's clock
-    ticks (Mooncake's conversations: every 3 s) a jitter of one tick spreads what came in one heap evenly over
-    the tick. With 0 the times are the trace's own.
+    ticks (every 3 s in Mooncake's conversations), a jitter of one tick spreads what came in one
+    heap over the tick. With 0 the times are the trace's own.
     """
     if not jitter_s:
         return list(sessions)
