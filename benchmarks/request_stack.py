@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST, render, shipped
-from aibrix_extproc.demo.processes import Process, Processes, find_envoy, free_port
-from aibrix_extproc.demo.stack import Server, start_envoy, start_server, write_endpoints
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, render, shipped
+from aibrix_extproc.stack.processes import Process, Processes, find_envoy, free_port
+from aibrix_extproc.stack.start import Server, start_envoy, start_server, write_endpoints
 from benchmarks.request_prompts import MODEL
 
 ROOT: Final = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from aibrix_extproc.demo.processes import Process, Processes
-from aibrix_extproc.demo.stack import Server, start_server, write_endpoints
+from aibrix_extproc.stack.processes import Process, Processes
+from aibrix_extproc.stack.start import Server, start_server, write_endpoints
 from benchmarks import workload
 from benchmarks.fleet import Fleet, Stream
 

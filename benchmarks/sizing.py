@@ -28,7 +28,7 @@ import msgpack
 import yaml
 import zmq
 
-from aibrix_extproc.demo.processes import free_port
+from aibrix_extproc.stack.processes import free_port
 
 BLOCK_TOKENS: Final = 16
 VOCABULARY: Final = 128_000

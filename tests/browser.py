@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aibrix_extproc.demo.processes import Process, Processes
+from aibrix_extproc.stack.processes import Process, Processes
 
 VARIABLE = "AIBRIX_TEST_CHROMIUM"
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")

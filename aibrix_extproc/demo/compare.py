@@ -1,6 +1,6 @@
 """The demo's runs: the same workload by each strategy through Envoy, and the yardstick.
 
-Owns the sizes of the demo and the order of its runs. What is started is `stack`'s, what the
+Owns the sizes of the demo and the order of its runs. How it is started is `stack`'s, what the
 figures mean is `report`'s.
 """
 
@@ -14,12 +14,12 @@ from typing import Final
 
 import aiohttp
 
-from aibrix_extproc.demo import envoy_config, scrape, stack
-from aibrix_extproc.demo.processes import Processes
 from aibrix_extproc.demo.report import DemoReport, StrategyResult, Yardstick
 from aibrix_extproc.loadtest import runner, workload
 from aibrix_extproc.loadtest.client import ChatClient, Outcome
 from aibrix_extproc.loadtest.summary import Summary, ratio, summarise
+from aibrix_extproc.stack import envoy_config, scrape, start
+from aibrix_extproc.stack.processes import Processes
 
 STRATEGIES: Final = ("random", "least-request", "prefix-cache")
 
@@ -62,14 +62,14 @@ _SILENCE_LIMIT_S: Final = 20.0
 
 async def compare(sizes: Sizes, seed: int, envoy: Path, template: Path, watch: Watch) -> DemoReport:
     """Run every strategy on a fresh stack, then the yardstick. Raises ProcessFailed."""
-    start = time.monotonic()
+    began = time.monotonic()
     conversations = workload.build(sizes.shape, seed)
     results = [
         await _strategy(strategy, sizes, conversations, envoy, template, watch)
         for strategy in STRATEGIES
     ]
     yardstick = await _yardstick(sizes, conversations, watch)
-    return DemoReport(tuple(results), yardstick, time.monotonic() - start)
+    return DemoReport(tuple(results), yardstick, time.monotonic() - began)
 
 
 async def _strategy(
@@ -91,7 +91,7 @@ async def _strategy(
                 extproc_addresses=[server.grpc_address],
                 engine_addresses=[engine.address for engine in engines],
             )
-            gateway = await stack.start_envoy(processes, session, envoy, config)
+            gateway = await start.start_envoy(processes, session, envoy, config)
             client = ChatClient(session, gateway.url, silence_limit_s=_SILENCE_LIMIT_S)
             clients = await _send(client, strategy, sizes, conversations, sizes.concurrency, watch)
             if clients.errors:
@@ -101,32 +101,32 @@ async def _strategy(
     return StrategyResult(strategy, clients, figures, predicted)
 
 
-async def _engines(processes: Processes, sizes: Sizes) -> list[stack.Engine]:
+async def _engines(processes: Processes, sizes: Sizes) -> list[start.Engine]:
     names = [f"engine-{number}" for number in range(1, sizes.engines + 1)]
     options = sizes.engine_options()
     return list(
-        await asyncio.gather(*(stack.start_engine(processes, name, options) for name in names))
+        await asyncio.gather(*(start.start_engine(processes, name, options) for name in names))
     )
 
 
 async def _server(
     processes: Processes,
     session: aiohttp.ClientSession,
-    engines: Sequence[stack.Engine],
+    engines: Sequence[start.Engine],
     strategy: str,
-) -> stack.Server:
+) -> start.Server:
     endpoints = processes.folder / "endpoints.yaml"
-    stack.write_endpoints(endpoints, [engine.endpoint() for engine in engines])
+    start.write_endpoints(endpoints, [engine.endpoint() for engine in engines])
     environment = {
         "ROUTING_ALGORITHM": strategy,
         "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED": "true",
         "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER": "true",
         "AIBRIX_EXTPROC_ENDPOINTS_FILE": str(endpoints),
     }
-    return await stack.start_server(processes, session, environment)
+    return await start.start_server(processes, session, environment)
 
 
-async def _predicted(session: aiohttp.ClientSession, server: stack.Server) -> float | None:
+async def _predicted(session: aiohttp.ClientSession, server: start.Server) -> float | None:
     found = await scrape.samples(session, f"{server.admin_url}/metrics")
     return ratio(found.get(scrape.MATCHED_TOKENS, 0.0), found.get(scrape.PROMPT_TOKENS))
 
@@ -137,7 +137,7 @@ async def _yardstick(
     """Straight to one engine: no Envoy, no processor, one request at a time."""
     async with _session() as session:
         with Processes() as processes:
-            engine = await stack.start_engine(processes, "endless", ENDLESS)
+            engine = await start.start_engine(processes, "endless", ENDLESS)
             client = ChatClient(session, engine.url, silence_limit_s=_SILENCE_LIMIT_S)
             clients = await _send(client, "yardstick", sizes, conversations, 1, watch)
             return Yardstick(clients, await scrape.engine_figures(session, engine.url))
@@ -152,11 +152,11 @@ async def _send(
     watch: Watch,
 ) -> Summary:
     model = await client.first_model()
-    start = time.monotonic()
+    began = time.monotonic()
     outcomes: list[Outcome]
     with watch(name, sizes.shape.requests) as on_outcome:
         outcomes = await runner.run(client, model, conversations, concurrency, on_outcome)
-    return summarise(outcomes, time.monotonic() - start)
+    return summarise(outcomes, time.monotonic() - began)
 
 
 def _session() -> aiohttp.ClientSession:

@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console  # slow to import, and other commands do not need these
 
     from aibrix_extproc.demo import compare, report, show
-    from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST, shipped
-    from aibrix_extproc.demo.processes import find_envoy
     from aibrix_extproc.loadtest.show import progress
+    from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
+    from aibrix_extproc.stack.processes import find_envoy
 
     envoy = find_envoy(args.envoy)
     template = args.envoy_config or shipped(OVERRIDE_HOST)

@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import Server, start_server, write_endpoints
 from aibrix_extproc.index import Backend
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import Server, start_server, write_endpoints
 from benchmarks.fleet import Fleet, Stream
 from tests.backends import BACK_ENDS, needs_core
 from tests.events import batch, removed, stored

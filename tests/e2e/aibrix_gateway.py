@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import grpc
 
-from aibrix_extproc.demo.envoy_config import Config
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+from aibrix_extproc.stack.envoy_config import Config
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 _TYPES: Final = "type.googleapis.com/envoy.extensions.filters"

@@ -8,10 +8,10 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, PickSource
-from aibrix_extproc.demo.stack import start_envoy
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, PickSource
+from aibrix_extproc.stack.start import start_envoy
 from tests.e2e.stack import Reply, Stack
 from tests.e2e.watching import MATCHED, PICKED
 from tests.envoy_binary import envoy_path

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import aiohttp
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST
-from aibrix_extproc.demo.processes import Process, Processes, free_port
-from aibrix_extproc.demo.stack import Envoy, Server, start_envoy, start_server
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST
+from aibrix_extproc.stack.processes import Process, Processes, free_port
+from aibrix_extproc.stack.start import Envoy, Server, start_envoy, start_server
 from tests.e2e.relay import Relay
 from tests.envoy_binary import envoy_path
 from tests.fake_kube import FakeKube, kube_pod

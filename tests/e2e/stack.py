@@ -17,13 +17,13 @@ from typing import Any
 
 import aiohttp
 
-from aibrix_extproc.demo import envoy_config, scrape
-from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST, PickSource
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import Envoy, Server, start_envoy, start_server, write_endpoints
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config, scrape
+from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, PickSource
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import Envoy, Server, start_envoy, start_server, write_endpoints
 from tests.envoy_binary import envoy_path
 
 EVENT_SYNC = {

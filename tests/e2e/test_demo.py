@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from aibrix_extproc.demo import compare
-from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST, shipped
 from aibrix_extproc.loadtest.client import Outcome
 from aibrix_extproc.loadtest.workload import Shape
+from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
 from tests.envoy_binary import envoy_path
 from tests.support import eventually
 

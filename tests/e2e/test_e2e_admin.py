@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import Server, start_server, write_endpoints
+from aibrix_extproc.stack.start import Server, start_server, write_endpoints
 from tests.e2e.beside import MODES, Wiring, another_envoy
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import (

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.fakes.tokenizer import WordTokenizer
+from aibrix_extproc.stack import envoy_config
 from tests.e2e.beside import BUFFERED, DUPLEX, samples
 from tests.e2e.beside import another_envoy as behind
 from tests.e2e.stack import Stack, gateway

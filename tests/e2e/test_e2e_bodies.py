@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
 from aibrix_extproc.fakes.config import EngineConfig
+from aibrix_extproc.stack import envoy_config
 from tests.e2e.beside import (
     BUFFERED,
     BY_ORIGINAL_DST,

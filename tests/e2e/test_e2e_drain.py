@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import Server
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack.start import Server
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import (
     PACED,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
+from aibrix_extproc.stack import envoy_config
 from tests.e2e.beside import (
     BUFFERED,
     BY_ORIGINAL_DST,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aibrix_extproc.demo.processes import free_port
+from aibrix_extproc.stack.processes import free_port
 from tests.manifests import gateway_envoy
 from tests.manifests.crds import NEWEST
 from tests.manifests.gateway_envoy import ENGINES, EXT_PROC, PROCESSOR

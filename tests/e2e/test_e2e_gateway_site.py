@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST
-from aibrix_extproc.demo.stack import start_envoy
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST
+from aibrix_extproc.stack.start import start_envoy
 from tests.certificates import Authority
 from tests.e2e.beside import DESTINATION, added, samples
 from tests.e2e.stack import Stack, gateway

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import write_endpoints
+from aibrix_extproc.stack.start import write_endpoints
 from tests.e2e.beside import MODES, Wiring, another_envoy
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import MATCHED, PICKED, caught_up, counted, depths, sources, text

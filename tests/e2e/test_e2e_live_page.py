@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import start_engine
+from aibrix_extproc.stack.start import start_engine
 from tests.browser import Browser, Page, browser
 from tests.e2e.stack import Reply, Stack, gateway
 from tests.live_world import HOSTILE, HOSTILE_MODEL, LiveWorld, live_server

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
 from aibrix_extproc.extproc.watchdog import EXIT_CODE
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
 from tests.e2e.stack import Stack, gateway
 from tests.e2e.watching import (
     MATCHED,

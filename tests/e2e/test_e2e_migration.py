@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import start_envoy
+from aibrix_extproc.stack.start import start_envoy
 from tests.e2e.aibrix_gateway import GoPlugin, config
 from tests.e2e.stack import Reply, Stack, gateway
 from tests.envoy_binary import envoy_path

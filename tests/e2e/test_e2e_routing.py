@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
+from aibrix_extproc.stack import envoy_config
 from tests.e2e.beside import (
     BUFFERED,
     BY_METADATA,

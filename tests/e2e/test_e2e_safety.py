@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import Config
-from aibrix_extproc.demo.processes import free_port
-from aibrix_extproc.demo.stack import start_server
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import Config
+from aibrix_extproc.stack.processes import free_port
+from aibrix_extproc.stack.start import start_server
 from tests.e2e.beside import (
     BUFFERED,
     BY_METADATA,

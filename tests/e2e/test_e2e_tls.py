@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aibrix_extproc.demo import envoy_config
+from aibrix_extproc.stack import envoy_config
 from tests.certificates import Authority, Pair
 from tests.e2e.beside import MODES, another_envoy
 from tests.e2e.stack import gateway

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
 from tests.e2e.stack import gateway
 from tests.support import eventually_async
 

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from kubernetes.client import ApiClient, Configuration
 
-from aibrix_extproc.demo.processes import Processes
 from aibrix_extproc.discovery.kube_watch import USUAL, Timing
 from aibrix_extproc.discovery.kubernetes import KubernetesPods
 from aibrix_extproc.discovery.pods import MODEL_LABEL
@@ -23,6 +22,7 @@ from aibrix_extproc.discovery.registry import Registry
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.stack.processes import Processes
 from tests.kube.cluster import Api
 from tests.kube.conftest import Site
 from tests.manifests import deployed

@@ -10,10 +10,10 @@ import aiohttp
 import grpc
 from aiohttp import web
 
-from aibrix_extproc.demo.envoy_config import Config
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import Envoy, start_envoy
 from aibrix_extproc.extproc.stubs import aibrix_ext_proc_pb2 as pb
+from aibrix_extproc.stack.envoy_config import Config
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import Envoy, start_envoy
 from tests.envoy_binary import envoy_path
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"

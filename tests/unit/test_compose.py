@@ -19,10 +19,10 @@ import pytest
 import yaml
 
 from aibrix_extproc import cli
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.processes import Process, Processes
 from aibrix_extproc.discovery.endpoints_format import parse_pods
 from aibrix_extproc.settings import Settings, variables
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.processes import Process, Processes
 from tests.envoy_binary import envoy_path
 from tests.support import data_path, eventually
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, Config, PickSource
-from aibrix_extproc.demo.processes import free_port
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.extproc.messages import REQUEST_HEADERS
 from aibrix_extproc.settings import BodyMode, Settings
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST, Config, PickSource
+from aibrix_extproc.stack.processes import free_port
 from tests.envoy_binary import envoy_path
 from tests.support import eventually_async
 from tests.unit.envoy_stub import Rig, StubEngine, StubProcessor

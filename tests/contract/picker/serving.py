@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_server, write_endpoints
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_server, write_endpoints
 from tests.contract.picker.exchange import Target
 
 _ENGINES = 3

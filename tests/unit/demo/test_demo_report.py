@@ -6,8 +6,8 @@ from rich.console import Console
 
 from aibrix_extproc.demo import report, show
 from aibrix_extproc.demo.report import DemoReport, StrategyResult, Yardstick
-from aibrix_extproc.demo.scrape import EngineFigures
 from aibrix_extproc.loadtest.summary import Summary
+from aibrix_extproc.stack.scrape import EngineFigures
 
 TOKENS = 90_000
 

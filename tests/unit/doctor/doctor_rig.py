@@ -15,9 +15,6 @@ import yaml
 from aiohttp import web
 from kubernetes.client import ApiClient, Configuration
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_envoy
 from aibrix_extproc.discovery.pods import KV_EVENTS_LABEL, MODEL_LABEL, PORT_LABEL
 from aibrix_extproc.doctor.catalog import run_checks
 from aibrix_extproc.doctor.collect import Asked, collect
@@ -25,6 +22,9 @@ from aibrix_extproc.doctor.findings import Finding, Severity
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.fakes.tokenizer import Tokenizer
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_envoy
 from tests.envoy_binary import envoy_path
 from tests.fake_kube import FakeKube, kube_pod
 

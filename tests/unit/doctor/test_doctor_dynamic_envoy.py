@@ -8,11 +8,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import OVERRIDE_HOST, Config
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_envoy
 from aibrix_extproc.doctor.envoy_dump import read_document, read_dump
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, Config
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_envoy
 from tests.envoy_binary import envoy_path
 from tests.unit.doctor.doctor_rig import examine_dump, told
 

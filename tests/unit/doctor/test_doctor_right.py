@@ -8,14 +8,14 @@ import aiohttp
 import pytest
 import yaml
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_envoy, start_server
 from aibrix_extproc.doctor.catalog import run_checks
 from aibrix_extproc.doctor.collect import Asked, collect
 from aibrix_extproc.doctor.findings import Severity
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_envoy, start_server
 from tests.envoy_binary import envoy_path
 from tests.fake_kube import FakeKube
 from tests.support import eventually_async

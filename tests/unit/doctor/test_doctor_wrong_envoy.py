@@ -13,14 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aibrix_extproc.demo import envoy_config
-from aibrix_extproc.demo.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_envoy
 from aibrix_extproc.doctor.catalog import run_checks
 from aibrix_extproc.doctor.collect import Asked, collect
 from aibrix_extproc.doctor.findings import Area, Severity
 from aibrix_extproc.settings import BodyMode
+from aibrix_extproc.stack import envoy_config
+from aibrix_extproc.stack.envoy_config import ORIGINAL_DST, OVERRIDE_HOST
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_envoy
 from tests.envoy_binary import envoy_path
 from tests.support import free_port
 from tests.unit.doctor.doctor_rig import examine_dump, real_dump, told

@@ -5,8 +5,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from aibrix_extproc.demo.processes import Processes
-from aibrix_extproc.demo.stack import start_envoy
+from aibrix_extproc.stack.processes import Processes
+from aibrix_extproc.stack.start import start_envoy
 from tests.envoy_binary import envoy_path
 from tests.manifests import deployed, gateway_envoy
 from tests.manifests.crds import NEWEST

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import aiohttp
 
-from aibrix_extproc.demo.processes import Process, Processes, free_port
-from aibrix_extproc.demo.stack import start_engine
+from aibrix_extproc.stack.processes import Process, Processes, free_port
+from aibrix_extproc.stack.start import start_engine
 
 COMMAND = [sys.executable, "-m", "aibrix_extproc.cli", "loadtest"]
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 import aiohttp
 import yaml
 
-from aibrix_extproc.demo.envoy_config import Config
-from aibrix_extproc.demo.processes import Process, Processes, ProcessFailed, free_port
+from aibrix_extproc.stack.envoy_config import Config
+from aibrix_extproc.stack.processes import Process, Processes, ProcessFailed, free_port
 
 _CLI: Final = (sys.executable, "-m", "aibrix_extproc.cli")
 _READY_TIMEOUT_S: Final = 30.0

@@ -12,14 +12,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from aibrix_extproc.demo.processes import (
+from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.stack.processes import (
     Processes,
     ProcessFailed,
     child_environment,
     find_envoy,
     free_port,
 )
-from aibrix_extproc.errors import SettingsError
 from tests.support import eventually
 
 SLEEPER = [sys.executable, "-c", "import time; print('{\"up\": 1}', flush=True); time.sleep(600)"]
@@ -31,7 +31,7 @@ DEAF = [
 ]
 PARENT = """
 import sys, time
-from aibrix_extproc.demo.processes import Processes
+from aibrix_extproc.stack.processes import Processes
 with Processes() as processes:
     child = processes.spawn("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, flush=True)

@@ -2,10 +2,10 @@
 
 import aiohttp
 
-from aibrix_extproc.demo import scrape
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.stack import scrape
 
 
 def test_samples_are_summed_over_labels() -> None:
