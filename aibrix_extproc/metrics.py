@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
+from aibrix_extproc.metric_strategies import StrategyMetrics
 
 FAULT_PLACES = ("request", "index_sweep", "event_sync", "live_page")
 """Where a fault costs no request: the values of `aibrix_extproc_faults_total`'s label `where`."""
@@ -41,7 +42,7 @@ class Children(Generic[Labelled]):
         self._known.clear()
 
 
-class Metrics(AgreementMetrics):
+class Metrics(AgreementMetrics, StrategyMetrics):
     """The metrics, each an attribute. A fresh registry each, so that tests do not share."""
 
     def __init__(
@@ -67,6 +68,7 @@ class Metrics(AgreementMetrics):
         self._discovery()
         self._engine_tokens()
         self._engine_reuse()
+        self._strategies()
         self.models.cover(self._of_models(), self._forget_children)
 
     def children(self, metric: Labelled) -> Children[Labelled]:

@@ -22,6 +22,7 @@ from aibrix_extproc.setting_bounds import BoundSettings
 from aibrix_extproc.setting_events import EventSettings, IndexBackend
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_snapshot import SnapshotSettings
+from aibrix_extproc.setting_strategies import StrategySettings
 from aibrix_extproc.setting_tls import TlsSettings
 from aibrix_extproc.setting_types import (
     LOWER,
@@ -99,7 +100,7 @@ class _AibrixSettings(SettingsGroup):
         "prefix-cache",
         "ROUTING_ALGORITHM",
         "Strategy of requests without the header `routing-strategy`: `prefix-cache`, "
-        "`prefix-cache-classic`, `least-request` or `random`.",
+        "`prefix-cache-classic`, `least-request`, `power-of-two`, `session-affinity` or `random`.",
     )
     imbalance_abs_count: Annotated[int, Field(ge=0)] = var(
         8,
@@ -117,6 +118,7 @@ class _AibrixSettings(SettingsGroup):
 
 class Settings(
     SnapshotSettings,
+    StrategySettings,
     BoundSettings,
     EventSettings,
     AgreementSettings,
@@ -165,7 +167,7 @@ class Settings(
     trust_client_headers: Flag = var(
         True,
         "AIBRIX_EXTPROC_TRUST_CLIENT_HEADERS",
-        "Let clients choose by `routing-strategy` and `external-filter`.",
+        "Let clients choose by `routing-strategy`, `external-filter` and `x-session-id`.",
     )
 
     # -- routing ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from aibrix_extproc.kvevents.manager import SourceView
 EXPLAINED_PATH: Final = "/v1/chat/completions"
 """The path of an explained request whose query has no `path`."""
 
-_EXPLAINED_HEADERS: Final = ("routing-strategy", "external-filter")
+_EXPLAINED_HEADERS: Final = ("routing-strategy", "external-filter", "x-session-id")
 
 
 class HasViews(Protocol):

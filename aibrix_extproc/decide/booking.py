@@ -11,6 +11,7 @@ from aibrix_extproc.agreement.trips import Promised, Trip
 from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.basis import basis
 from aibrix_extproc.decide.plan import Plan
+from aibrix_extproc.decide.shortfalls import Shortfalls
 from aibrix_extproc.decide.view import DEFAULT_BLOCK_SIZE, KnownTokens, View
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.index import PrefixIndex
@@ -51,6 +52,7 @@ class Booking:
         self._agreement = agreement
         self._shadow = shadow
         self._spells = Spells(logging.getLogger(__name__))
+        self._shortfalls = Shortfalls(metrics)
         self._sync = "true" if settings.kv_event_sync else "false"
         self._bases = metrics.children(metrics.decision_basis)
         self._decisions = metrics.children(metrics.routing_decisions)
@@ -137,6 +139,7 @@ class Booking:
         """Count a decision that began at `started`."""
         rests_on = basis(plan, tokens, view, decision, self._is_out_of_step)
         self._bases.of(rests_on).inc()
+        self._shortfalls.seen(plan, decision)
         if tokens.fallback is not None:
             self._metrics.fallbacks.labels(tokens.fallback).inc()
             level = logging.INFO if tokens.fallback == "tokenizer_off" else logging.WARNING

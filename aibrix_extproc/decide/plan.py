@@ -5,6 +5,7 @@ loads, and changes nothing.
 """
 
 from random import Random
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,9 @@ from aibrix_extproc.routing.strategies import STRATEGIES, build
 from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 
+MAX_SESSION_BYTES: Final = 256
+"""Of a session's name. A longer one is not cut: sessions that begin alike would become one."""
+
 
 class Plan(msgspec.Struct, frozen=True):
     """What a request asks for, and who may serve it."""
@@ -35,6 +39,8 @@ class Plan(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     session: str | None = None
     """By the client's header; None where there is none that counts."""
+    session_ignored: bool = False
+    """The client named one that is too long."""
 
     def addresses(self) -> list[str]:
         """`ip:port` of each candidate's pod, once."""
@@ -71,7 +77,8 @@ class Planner:
             raise ModelNotFound(parsed.model)
         try:
             strategy = self._strategy(request)
-            return Plan(parsed, served, strategy, self._candidates(request, served))
+            candidates = self._candidates(request, served)
+            return Plan(parsed, served, strategy, candidates, *_session(request))
         except RequestError as error:
             error.model_label = served.name
             raise
@@ -83,7 +90,7 @@ class Planner:
         except RequestError as error:
             error.model_label = plan.served.name
             raise
-        return Plan(plan.parsed, plan.served, plan.strategy, candidates)
+        return msgspec.structs.replace(plan, candidates=candidates)
 
     def _strategy(self, request: RouteRequest) -> Strategy:
         """The one that the client names, else the operator's. Raises UnknownStrategy.
@@ -158,3 +165,14 @@ class Planner:
         if not candidates:
             raise NoPodReady(served.name)
         return candidates
+
+
+def _session(request: RouteRequest) -> tuple[str | None, bool]:
+    """The session that the client names, and whether it named one that does not count."""
+    session = request.headers.get("x-session-id")
+    if session is None:
+        return None, False
+    session = session.strip()
+    if len(session.encode("utf-8", "surrogatepass")) > MAX_SESSION_BYTES:
+        return None, True
+    return session or None, False

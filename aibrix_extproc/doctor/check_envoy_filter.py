@@ -340,7 +340,7 @@ def check_rights(facts: Facts) -> Iterator[Finding]:
             yield MUTATION_RULES.found(use.where, "they do not let a pick's headers through")
         if config.get("disable_immediate_response"):
             yield IMMEDIATE.found(use.where, "disable_immediate_response is true")
-        told = [name for name in _CREDENTIALS if _forwarded(config, name)]
+        told = [name for name in _CREDENTIALS if is_forwarded(config, name)]
         if told:
             yield SECRETS.found(use.where, f"sent to the processor: {', '.join(told)}")
         duplex = body_mode(config) == _DUPLEX
@@ -364,7 +364,8 @@ def _forbids(rules: Config) -> bool:
         return False
 
 
-def _forwarded(config: Config, name: str) -> bool:
+def is_forwarded(config: Config, name: str) -> bool:
+    """Whether the filter sends this header of a request to the processor."""
     rules = config.get("forward_rules", {})
     if any(_matches(one, name) for one in rules.get("disallowed_headers", {}).get("patterns", ())):
         return False

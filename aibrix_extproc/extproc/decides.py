@@ -21,7 +21,7 @@ class RouteRequest(msgspec.Struct, frozen=True):
     """With its query string, as the client sent it."""
     headers: Mapping[str, str]
     """Lower-case names; only those that a decision reads (`routing-strategy`,
-    `external-filter`), and none of them where clients are not trusted."""
+    `external-filter`, `x-session-id`), and none of them where clients are not trusted."""
     body: bytes
     request_id: str
     subset: frozenset[str] | None = None

@@ -21,6 +21,8 @@ TARGET_POD: Final = "target-pod"
 DESTINATION: Final = "x-gateway-destination-endpoint"
 RANK: Final = "x-data-parallel-rank"
 STRATEGY: Final = "routing-strategy"
+FILTER: Final = "external-filter"
+SESSION: Final = "x-session-id"
 REQUEST_ID: Final = "x-request-id"
 TRACEPARENT: Final = "traceparent"
 RESPONSE_ID: Final = "request-id"
@@ -28,7 +30,7 @@ MATCHED_TOKENS: Final = "x-aibrix-matched-tokens"
 
 DESTINATION_HEADERS: Final = (TARGET_POD, DESTINATION, RANK)
 """Where they come from a client they must never reach the router or a pod."""
-PREFERENCE_HEADERS: Final = (STRATEGY, "external-filter")
+PREFERENCE_HEADERS: Final = (STRATEGY, FILTER, SESSION)
 """A client's to send, where the operator trusts clients."""
 METADATA_NAMESPACE: Final = "envoy.lb"
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"

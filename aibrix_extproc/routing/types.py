@@ -65,7 +65,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
     strategy: str
     reason: str
-    """From a closed list, a metric label: `prefix`, `load`, `imbalance`, `random`, `only`."""
+    """From a closed list, a metric label: `words.REASONS`."""
     ranking: tuple[Scored, ...]
 
     @property

@@ -1,6 +1,21 @@
-"""AIBrix's words for a decision, in the labels of its metrics. Pure."""
+"""The words for a decision in the labels of metrics: our reasons, and AIBrix's names. Pure."""
+
+from typing import Final
 
 from aibrix_extproc.routing.types import Decision
+
+REASONS: Final = {
+    "prefix": "it holds more of the prompt than another, and should finish it first",
+    "load": "it has the least to do",
+    "imbalance": "pods were out of balance, so that load alone counted",
+    "two_choices": "the less busy of two drawn at random",
+    "session": "the session is its own",
+    "session_full": "the session's own is full, and this is the next one that is not",
+    "no_session": "the request names no session; it has the fewest requests",
+    "random": "by lot",
+    "only": "the only candidate",
+}
+"""Every `Decision.reason`, and what it says of the chosen one."""
 
 
 def match_bucket(matched_tokens: int, prompt_tokens: int) -> str:

@@ -10,9 +10,11 @@ from typing import Final
 
 from aibrix_extproc.errors import UnknownStrategy
 from aibrix_extproc.routing.strategies.least_request import LeastRequest
+from aibrix_extproc.routing.strategies.power_of_two import PowerOfTwo
 from aibrix_extproc.routing.strategies.prefix_cache import PrefixCache
 from aibrix_extproc.routing.strategies.prefix_cache_classic import PrefixCacheClassic
 from aibrix_extproc.routing.strategies.random_choice import RandomChoice
+from aibrix_extproc.routing.strategies.session_affinity import SessionAffinity
 from aibrix_extproc.routing.types import Strategy
 from aibrix_extproc.settings import Settings
 
@@ -22,6 +24,8 @@ STRATEGIES: Final[Mapping[str, StrategyFactory]] = {
     PrefixCache.name: PrefixCache,
     PrefixCacheClassic.name: PrefixCacheClassic,
     LeastRequest.name: LeastRequest,
+    PowerOfTwo.name: PowerOfTwo,
+    SessionAffinity.name: SessionAffinity,
     RandomChoice.name: RandomChoice,
 }
 

@@ -81,6 +81,7 @@ FAULTS: Final = (
     ),
     Fault("streamed-mode-taken", ("error-streamed-mode",), _A, requests=spoil.streamed_taken),
     Fault("pick-of-a-stranger", ("pick-among-the-pods",), replies=spoil.stranger),
+    Fault("session-is-the-pick", ("session-names-no-endpoint",), replies=spoil.session_obeyed),
     Fault("list-with-spaces", ("pick-is-a-list-of-ip-and-port",), replies=spoil.spaces),
     Fault("pick-by-name", ("pick-is-a-list-of-ip-and-port",), replies=spoil.name),
     Fault("list-with-repeats", ("pick-is-a-list-of-ip-and-port",), replies=spoil.repeated),

@@ -38,6 +38,8 @@ class Passing:
     is_broken: bool = False
     """Bytes came that are no message."""
     ends_seen: int = 0
+    session: str = ""
+    """What the client names in x-session-id."""
     kept: list[Reply] = field(default_factory=list)
     own: list[Reply] = field(default_factory=list)
 
@@ -46,6 +48,9 @@ class Passing:
         if message.WhichOneof("request") == "request_headers":
             mode = message.protocol_config.request_body_mode
             self.is_duplex = mode == pb.ProcessingMode.FULL_DUPLEX_STREAMED
+            for header in message.request_headers.headers.headers:
+                if header.key == "x-session-id":
+                    self.session = header.raw_value.decode()
         self.ends_seen += message.request_body.end_of_stream
 
     def taken(self) -> list[Reply]:
@@ -279,6 +284,10 @@ def _pick_changed(reply: Reply, header: Callable[[str], str], metadata: bool = T
 
 def stranger(_passing: Passing, reply: Reply) -> list[Reply]:
     return _pick_changed(reply, lambda _value: NOWHERE)
+
+
+def session_obeyed(passing: Passing, reply: Reply) -> list[Reply]:
+    return _pick_changed(reply, lambda value: passing.session or value)
 
 
 def spaces(_passing: Passing, reply: Reply) -> list[Reply]:

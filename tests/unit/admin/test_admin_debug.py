@@ -72,11 +72,20 @@ async def test_explain_takes_a_path_and_the_headers_that_choose(
     async with http.post(
         "/debug/explain?path=/v1/completions",
         data=b"{}",
-        headers={"Routing-Strategy": "random", "External-Filter": "a=b", "X-Other": "1"},
+        headers={
+            "Routing-Strategy": "random",
+            "External-Filter": "a=b",
+            "X-Session-Id": "alice",
+            "X-Other": "1",
+        },
     ):
         (asked,) = world.asked
     assert asked.path == "/v1/completions"
-    assert asked.headers == {"routing-strategy": "random", "external-filter": "a=b"}
+    assert asked.headers == {
+        "routing-strategy": "random",
+        "external-filter": "a=b",
+        "x-session-id": "alice",
+    }
 
 
 async def test_an_error_of_the_request_is_told_as_a_client_would_see_it(

@@ -241,3 +241,30 @@ async def test_predictions_of_a_pod_that_went_are_gone_with_it() -> None:
         rig.registry.remove(first.decision.chosen.candidate.pod.key)
         again = await rig.pick(completion(LONG))
         assert again.matched_tokens == 0
+
+
+# -- sessions -----------------------------------------------------------------------------------
+
+
+async def test_the_session_of_the_header_reaches_the_strategy_and_its_lack_is_counted() -> None:
+    def counted(reason: str) -> float:
+        labels = {"strategy": "session-affinity", "reason": reason}
+        return rig.value("aibrix_extproc_strategy_fallback_total", **labels)
+
+    by_session = {"routing-strategy": "session-affinity"}
+    async with running([plain_pod("a"), plain_pod("bb")]) as rig:
+        for session, reason in (
+            ("alice", "session"),
+            ("x" * 256, "session"),
+            ("x" * 257, "no_session"),
+            ("é" * 129, "no_session"),
+            (" \t", "no_session"),
+        ):
+            headers = by_session | {"x-session-id": session}
+            picked = await rig.pick(completion("hi"), headers=headers)
+            assert picked.decision.reason == reason, session[:9]
+        assert (counted("session_too_long"), counted("no_session")) == (2, 1)
+        await rig.pick(completion("hi"), headers=by_session)
+        assert counted("no_session") == 2
+        explained = await rig.decider.explain(request(completion("hi"), headers=by_session))
+        assert (explained["reason"], counted("no_session")) == ("no_session", 2)

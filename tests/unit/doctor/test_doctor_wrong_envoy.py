@@ -119,6 +119,12 @@ def duplex(d: Dumped, **changes: Any) -> None:
     d.processor.update({k: v for k, v in changes.items() if not k.endswith("_mode")})
 
 
+def withheld(dumped: Dumped, header: str) -> None:
+    """The filter's list lets this header through no more."""
+    rules = dumped.processor["forward_rules"]["allowed_headers"]
+    rules["patterns"] = [one for one in rules["patterns"] if one["exact"] != header]
+
+
 def metadata_source() -> Json:
     return {"metadata": {"key": "envoy.lb", "path": [{"key": DESTINATION}]}}
 
@@ -364,6 +370,16 @@ OVERRIDE: list[tuple[str, Change, set[str]]] = [
         "credentials for the processor",
         lambda d: d.processor.pop("forward_rules"),
         {"envoy-secrets-forwarded"},
+    ),
+    (
+        "an allow list without the path",
+        lambda d: withheld(d, ":path"),
+        {"envoy-headers-withheld"},
+    ),
+    (
+        "an allow list of before sessions",
+        lambda d: withheld(d, "x-session-id"),
+        {"envoy-preferences-withheld"},
     ),
     (
         "the default route time-out",

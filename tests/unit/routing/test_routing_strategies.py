@@ -14,6 +14,7 @@ from aibrix_extproc.errors import UnknownStrategy
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.strategies import STRATEGIES, build
 from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Strategy
+from aibrix_extproc.routing.words import REASONS
 from aibrix_extproc.settings import Settings
 
 
@@ -227,6 +228,53 @@ def test_random_orders_its_alternatives_at_random_too() -> None:
     assert len({tuple(order(rule.rank(table))) for _ in range(200)}) == 6
 
 
+# -- power-of-two ---------------------------------------------------------------------------
+
+
+def test_of_two_drawn_the_less_busy_wins_so_the_busiest_is_never_chosen() -> None:
+    chosen = choices(strategy("power-of-two"), context([0, 1, 2, 3]), 6000)
+    # the pairs are equally likely, and one pod is the less busy in 3, 2, 1 and 0 of all 6
+    assert [round(chosen[source] / 1000) for source in range(4)] == [3, 2, 1, 0]
+    assert chosen[3] == 0
+
+
+def test_two_choices_are_of_two_different_pods() -> None:
+    assert set(choices(strategy("power-of-two"), context([0, 9]), 200)) == {0}
+
+
+def test_equally_busy_pods_are_chosen_equally_often() -> None:
+    chosen = choices(strategy("power-of-two"), context([4, 4, 4, 4]), 2000)
+    assert min(chosen.values()) > 400
+
+
+def test_only_requests_count_for_the_two_choices() -> None:
+    loads = [Load(requests=2), Load(requests=1, prefill_tokens=9000, decoding=1)]
+    decision = strategy("power-of-two").rank(context(loads, {0: 640}))
+    assert (order(decision), decision.reason) == ([1, 0], "two_choices")
+    assert [s.reusable_tokens for s in decision.ranking] == [0, 640]
+
+
+def test_alternatives_are_choices_of_two_as_well() -> None:
+    rule, table = strategy("power-of-two"), context([0, 0, 5, 9])
+    orders = Counter(tuple(order(rule.rank(table))) for _ in range(500))
+    assert len(orders) > 4  # not one order for all, which would send all retries to one pod
+    assert {ranking[-1] for ranking in orders} == {3}
+    seconds = Counter(ranking[1] for ranking in orders.elements())
+    assert seconds[3] == 0
+    assert min(seconds[0], seconds[1]) > 100
+
+
+def test_many_requests_spread_more_evenly_by_two_choices_than_by_lot() -> None:
+    def highest(name: str) -> int:
+        rule, ledger = strategy(name), Ledger(600.0)
+        for _ in range(640):
+            table = RouteContext(10, False, candidates(64), {}, ledger.loads(0.0))
+            ledger.reserve(rule.rank(table).chosen.candidate.source, 10, 0.0)
+        return max(load.requests for load in ledger.loads(0.0).values())
+
+    assert highest("power-of-two") <= 13 < highest("random")
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_the_same_seed_makes_the_same_choices(name: str) -> None:
     table = context([0] * 8)
@@ -248,6 +296,8 @@ def test_only_what_looks_at_the_prompt_needs_its_tokens() -> None:
         "prefix-cache": True,
         "prefix-cache-classic": True,
         "least-request": False,
+        "power-of-two": False,
+        "session-affinity": False,
         "random": False,
     }
 
@@ -274,6 +324,7 @@ def test_every_ranking_holds_all_candidates_in_order_of_their_scores(
     scores = [scored.score for scored in decision.ranking]
     assert scores == sorted(scores)
     assert decision.strategy == name
+    assert decision.reason in REASONS
     assert (decision.reason == "only") == (len(loads) == 1)
     assert all(s.load == loads[s.candidate.source] for s in decision.ranking)
 

@@ -6,6 +6,10 @@ const REASONS = {
   prefix: "it should finish the prompt first, and holds the beginning of it",
   load: "it has the least to do, and no prefix decided",
   imbalance: "pods were out of balance, so load alone decided",
+  two_choices: "it is the less busy of two drawn at random",
+  session: "the session belongs to it",
+  session_full: "the session's own pod is full, and it is the next one that is not",
+  no_session: "the request names no session, and it has the fewest requests",
   random: "by lot, as the strategy says",
   only: "it is the only candidate",
 };
