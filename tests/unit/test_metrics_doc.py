@@ -7,11 +7,13 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from aibrix_extproc.decide.basis import Basis
+from aibrix_extproc.decide.shortfalls import Shortfall
 from aibrix_extproc.errors import RequestError
 from aibrix_extproc.index.results import SKIP_REASONS
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.wire import BadFrame
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing import words
 from aibrix_extproc.tokenizer.types import REASONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -62,6 +64,11 @@ def test_every_metric_has_a_meaning_and_something_to_do() -> None:
         ("aibrix_kv_source_state", list(SourceState)),
         ("aibrix_kv_bad_frames_total", list(BadFrame)),
         ("aibrix_extproc_tokenizer_failures_total", list(REASONS)),
+        ("aibrix_extproc_strategy_fallback_total", list(Shortfall)),
+        (
+            "aibrix_prefix_cache_routing_selection_total",
+            sorted(set(words.REASONS) - {"prefix", "load"}),
+        ),
         (
             "aibrix_prefix_cache_routing_errors_total",
             [error.reason for error in RequestError.__subclasses__()],

@@ -19,6 +19,7 @@ from aibrix_extproc.admin.live import reach as reach_module
 from aibrix_extproc.admin.live.hub import Hub, Viewer
 from aibrix_extproc.admin.live.pages import STREAM
 from aibrix_extproc.admin.live.reach import takes_connection
+from aibrix_extproc.routing.words import REASONS
 from tests.live_world import LiveWorld, live_server
 from tests.support import eventually_async, free_port
 
@@ -76,6 +77,12 @@ async def test_the_page_and_all_that_it_names_are_served(http: aiohttp.ClientSes
         async with http.get(path) as reply:
             assert reply.status == 200, path
             assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_page_has_words_for_every_reason_of_a_decision() -> None:
+    script = (STATIC / "candidates.js").read_text()
+    block = script.partition("const REASONS = {")[2].partition("};")[0]
+    assert set(re.findall(r"^  (\w+):", block, re.MULTILINE)) == set(REASONS)
 
 
 @pytest.mark.parametrize("path", ["/", "/live/page.js", STREAM])
