@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from aibrix_extproc.demo.stack import start_server
 from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.routing.rendezvous import Rendezvous
 from aibrix_extproc.routing.types import Candidate
+from aibrix_extproc.stack.start import start_server
 from tests.e2e.beside import (
     BUFFERED,
     DESTINATION,
