@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+
+from aibrix_extproc.figures import Distribution, plain, spread
 
 GAP_RESOLUTION_S: Final = 1e-5
 """Gaps between tokens are counted by this much: some millions of them in each run."""
@@ -58,23 +59,6 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
-    """Seconds."""
-
-    mean: float
-    p50: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Distribution":
-        """NaN throughout where there are no values."""
-        if not values:
-            return cls(math.nan, math.nan, math.nan)
-        ordered = sorted(values)
-        return cls(math.fsum(ordered) / len(ordered), rank(ordered, 0.5), rank(ordered, 0.99))
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """The figures of one run."""
 
@@ -105,7 +89,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a figure that does not exist is null."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
 
 
 def summarise(run: Run) -> Summary:
@@ -124,10 +108,10 @@ def summarise(run: Run) -> Summary:
         bound_hit_ratio=None if bound is None else bound / prompt_tokens,
         ttft_s=Distribution.of([r.first_token_s - r.arrived_s for r in records]),
         end_to_end_s=Distribution.of([r.ended_s - r.arrived_s for r in records]),
-        inter_token_s=_counted(run.gaps),
+        inter_token_s=Distribution.of_counts(run.gaps, GAP_RESOLUTION_S),
         open_requests=run.open_area_s / run.duration_s,
-        requests_spread=_spread([pod.requests for pod in run.pods]),
-        prefill_spread=_spread([pod.prefill_tokens for pod in run.pods]),
+        requests_spread=spread([pod.requests for pod in run.pods]),
+        prefill_spread=spread([pod.prefill_tokens for pod in run.pods]),
         busy_share_max=max(pod.busy_share for pod in run.pods),
         busy_share_mean=sum(pod.busy_share for pod in run.pods) / len(run.pods),
         preemptions=sum(pod.preemptions for pod in run.pods),
@@ -136,38 +120,3 @@ def summarise(run: Run) -> Summary:
 
 def _predicted(run: Run) -> int:
     return sum(record.matched_tokens for record in run.records)
-
-
-def rank(ordered: Sequence[float], share: float) -> float:
-    """The smallest of the sorted values that at least this share does not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
-def _counted(gaps: Mapping[int, int]) -> Distribution:
-    number = sum(gaps.values())
-    if not number:
-        return Distribution.of(())
-    mean = sum(gap * times for gap, times in gaps.items()) / number
-    found = {}
-    for share in (0.5, 0.99):
-        seen, wanted = 0, math.ceil(share * number)
-        for gap in sorted(gaps):
-            seen += gaps[gap]
-            if seen >= wanted:
-                found[share] = gap
-                break
-    unit = GAP_RESOLUTION_S
-    return Distribution(mean * unit, found[0.5] * unit, found[0.99] * unit)
-
-
-def _spread(values: Sequence[int]) -> float:
-    mean = sum(values) / len(values)
-    return max(values) / mean if mean else math.nan
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return value
