@@ -88,7 +88,7 @@ class App:
             settings,
             self.metrics,
             self._emptied,
-            self.ledger.forget,
+            self._removed,
             self._new_engine,
         )
         self.tokenizer = TokenizerPool(settings, self.metrics)
@@ -130,6 +130,11 @@ class App:
         self.predictions.drop(source)
         self.decider.agreement.emptied(source)
 
+    def _removed(self, source: int) -> None:
+        """A source is gone, and what it was sent with it."""
+        self.ledger.forget(source)
+        self.decider.gate.forget(source)
+
     def _new_engine(self, pod: str) -> None:
         """The engine of a pod is another one, or may be. From any thread."""
         self.agreement.new_engine(pod)
@@ -165,6 +170,7 @@ class App:
                 self.ledger,
                 self.predictions,
                 shadow=lambda: self.levers.shadow,
+                gate_open=lambda: not self.levers.overload,
             )
         except UnknownStrategy as error:
             raise SettingsError(f"ROUTING_ALGORITHM: {error.message}") from None

@@ -193,6 +193,23 @@ class TooManyStreams(RequestError):
         )
 
 
+class Overloaded(RequestError):
+    """No candidate could begin the request within AIBRIX_EXTPROC_MAX_START_DELAY."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "overloaded"
+    reason = "overload"
+
+    def __init__(self, model: str, limit_s: float, retry_after_s: int) -> None:
+        super().__init__(
+            f"The pods of the model '{printable(model)}' are busy: none that may serve this "
+            f"request could begin within {limit_s:g} s. Try again in {retry_after_s} s.",
+            headers={"retry-after": str(retry_after_s)},
+        )
+        self.model_label = model
+
+
 class BodyModeUnsupported(RequestError):
     """Envoy's processing mode is one that this server cannot answer safely."""
 

@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
+from aibrix_extproc.metric_overload import OverloadMetrics
 from aibrix_extproc.metric_strategies import StrategyMetrics
 
 FAULT_PLACES = ("request", "index_sweep", "event_sync", "live_page")
@@ -42,7 +43,7 @@ class Children(Generic[Labelled]):
         self._known.clear()
 
 
-class Metrics(AgreementMetrics, StrategyMetrics):
+class Metrics(AgreementMetrics, StrategyMetrics, OverloadMetrics):
     """The metrics, each an attribute. A fresh registry each, so that tests do not share."""
 
     def __init__(
@@ -69,6 +70,7 @@ class Metrics(AgreementMetrics, StrategyMetrics):
         self._engine_tokens()
         self._engine_reuse()
         self._strategies()
+        self._overload()
         self.models.cover(self._of_models(), self._forget_children)
 
     def children(self, metric: Labelled) -> Children[Labelled]:

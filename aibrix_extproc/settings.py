@@ -20,6 +20,7 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.setting_agreement import AgreementSettings
 from aibrix_extproc.setting_bounds import BoundSettings
 from aibrix_extproc.setting_events import EventSettings, IndexBackend
+from aibrix_extproc.setting_overload import OverloadSettings
 from aibrix_extproc.setting_server import LogFormat, LogLevel, ServerSettings
 from aibrix_extproc.setting_snapshot import SnapshotSettings
 from aibrix_extproc.setting_strategies import StrategySettings
@@ -120,6 +121,7 @@ class Settings(
     SnapshotSettings,
     StrategySettings,
     BoundSettings,
+    OverloadSettings,
     EventSettings,
     AgreementSettings,
     TlsSettings,

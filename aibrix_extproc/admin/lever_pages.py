@@ -74,6 +74,7 @@ class LeverPages:
             web.post(f"{_PATH}/pod-out", self._pod_out),
             web.post(f"{_PATH}/resync", self._resync),
             web.post(f"{_PATH}/log-level", self._log_level),
+            web.post(f"{_PATH}/overload", self._overload),
         ]
 
     async def _show(self, request: web.Request) -> web.Response:
@@ -86,6 +87,10 @@ class LeverPages:
     async def _shadow(self, request: web.Request) -> web.Response:
         move = await _move(request, _OnOff)
         return await self._moved(self._board.set_shadow(move.on, _who(request)))
+
+    async def _overload(self, request: web.Request) -> web.Response:
+        move = await _move(request, _OnOff)
+        return await self._moved(self._board.set_overload(move.on, _who(request)))
 
     async def _pod_out(self, request: web.Request) -> web.Response:
         move = await _move(request, _PodOut)
@@ -117,6 +122,7 @@ class LeverPages:
                 "event-sync": _lever(_word(board.event_sync), _word(settings.kv_event_sync)),
                 "shadow": _lever(_word(board.shadow), "off"),
                 "pod-out": _lever(list(board.pods_out()), []),
+                "overload": _lever(_word(board.overload), _word(settings.max_start_delay_s > 0)),
                 "log-level": _lever(str(board.log_level), str(settings.log_level)),
             },
             "note": AFTER_A_RESTART,

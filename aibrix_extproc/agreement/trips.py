@@ -18,6 +18,7 @@ from aibrix_extproc.discovery.pods import Pod
 from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger, Ticket
+from aibrix_extproc.routing.pace import Work
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Candidate
 
@@ -76,6 +77,8 @@ class Trip(msgspec.Struct, eq=False):
     """Nobody was told of the pick: what serves says nothing about it."""
     served_by: str | None = None
     served: Served = Served.UNKNOWN
+    work: Work | None = None
+    """Its place in the account of prefills, where there is one."""
     not_by: Pod | None = None
     """The chosen pod, where another one serves."""
 

@@ -13,6 +13,7 @@ from aibrix_extproc.agreement.trips import Trip
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.booking import Booking
+from aibrix_extproc.decide.overload import Gate
 from aibrix_extproc.decide.plan import Plan, Planner
 from aibrix_extproc.decide.view import KnownTokens, View, Viewer
 from aibrix_extproc.decisions import DecisionRecord, DecisionRing, SampledLog, recorded
@@ -47,8 +48,10 @@ class Decider:
         clock: Callable[[], float] = time.monotonic,
         agreement: Agreement | None = None,
         shadow: Callable[[], bool] = lambda: False,
+        gate_open: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`shadow`: whether decisions are only recorded, and no header is set.
+        """`shadow`: whether decisions are only recorded, and no header is set. `gate_open`:
+        whether requests go on however busy the pods are.
 
         Raises UnknownStrategy where the operator's strategy is none.
         """
@@ -71,6 +74,9 @@ class Decider:
         self._booking = Booking(
             settings, metrics, manager, index, ledger, predictions, clock, self.agreement, shadow
         )
+        self.gate = Gate(
+            settings.max_start_delay_s, metrics, ledger, clock, rng or Random(), shadow, gate_open
+        )
 
     async def decide(self, request: RouteRequest) -> Outcome:
         """The outcome of one request, reserved in the ledger where a candidate is picked.
@@ -89,9 +95,11 @@ class Decider:
         if tokens.waited:
             plan = self._planner.renewed(plan, request)
         view = self._viewer.view(plan, tokens, self._clock())
-        decision = plan.strategy.rank(view.context)
+        decision = self.gate.admit(plan.strategy.rank(view.context), plan.served.name)
         self._booking.count(plan, tokens, view, decision, started)
         picked = self._booking.commit(plan, tokens, view, decision, request)
+        # The headers of an answer that is not streamed come with its end.
+        self.gate.sent(picked, is_seen=request.end_seen and plan.parsed.stream)
         self._remember(request, tokens, view, picked, started)
         if tokens.prefix is not None and plan.parsed.prompt is not None:
             learned = self._booking.learned(plan, decision)
@@ -131,6 +139,7 @@ class Decider:
             ticket.forget_tokens()
         else:
             self.agreement.answered(ticket, served_by, succeeded)
+        self.gate.began(ticket, succeeded)
         self._ledger.prefill_done(ticket.ticket, self._clock())
 
     def observed(self, ticket: Trip, found: Usage | NoUsage) -> None:
@@ -139,6 +148,7 @@ class Decider:
 
     def release(self, ticket: Trip) -> None:
         """The answer is complete, or its client has gone."""
+        self.gate.ended(ticket)
         self._ledger.release(ticket.ticket)
 
     async def explain(self, request: RouteRequest) -> dict[str, Any]:
@@ -154,10 +164,10 @@ class Decider:
         if tokens.waited:
             plan = self._planner.renewed(plan, request)
         view = self._viewer.view(plan, tokens, self._clock())
-        decision = plan.strategy.rank(view.context)
+        decision, admitted = self.gate.explained(plan.strategy.rank(view.context))
         is_prefix = tokens.prefix is not None
         return {
-            "outcome": "picked",
+            "outcome": "refused" if admitted.get("refuses") else "picked",
             "model": plan.served.model,
             "adapter": plan.served.adapter,
             "strategy": decision.strategy,
@@ -165,6 +175,7 @@ class Decider:
             "prompt_tokens": view.context.prompt_tokens,
             "tokens_known": "prefix" if is_prefix else view.context.tokens_known,
             "fallback": tokens.fallback,
+            "overload": admitted or None,
             "candidates": [self._explain_one(scored, view) for scored in decision.ranking],
         }
 
@@ -207,6 +218,7 @@ class Decider:
                 "decoding": load.decoding,
             },
             "score": scored.score,
+            **self.gate.explained_one(scored),
         }
 
 

@@ -36,6 +36,7 @@ class Lever(StrEnum):
     POD_OUT = "pod-out"
     RESYNC = "resync"
     LOG_LEVEL = "log-level"
+    OVERLOAD = "overload"
 
 
 class LeverRefused(ExtprocError):
@@ -77,6 +78,7 @@ class LeverBoard:
         self._event_sync = settings.kv_event_sync
         self._shadow = False
         self._log_level = settings.log_level
+        self._overload = settings.max_start_delay_s > 0
         self._history: deque[Pull] = deque(maxlen=HISTORY_MOVES)
         gauge = metrics.levers
         gauge.labels(Lever.EVENT_SYNC).set_function(
@@ -84,6 +86,9 @@ class LeverBoard:
         )
         gauge.labels(Lever.SHADOW).set_function(lambda: float(self._shadow))
         gauge.labels(Lever.POD_OUT).set_function(lambda: float(len(registry.taken_out())))
+        gauge.labels(Lever.OVERLOAD).set_function(
+            lambda: float(self._overload != (settings.max_start_delay_s > 0))
+        )
         gauge.labels(Lever.LOG_LEVEL).set_function(
             lambda: float(self._log_level is not settings.log_level)
         )
@@ -99,6 +104,11 @@ class LeverBoard:
     def shadow(self) -> bool:
         """Decisions are made and recorded, and no header is set."""
         return self._shadow
+
+    @property
+    def overload(self) -> bool:
+        """Requests that no pod can begin in time are refused."""
+        return self._overload
 
     @property
     def log_level(self) -> LogLevel:
@@ -150,6 +160,21 @@ class LeverBoard:
                 return False
             self._shadow = on
             self._record(Lever.SHADOW, who, _on_off(not on), _on_off(on))
+            return True
+
+    async def set_overload(self, on: bool, who: str) -> bool:
+        """Off: no request is refused or sent elsewhere because pods are busy. False where it stood
+        so already. Raises LeverRefused where there is no limit to go by."""
+        async with self._moving:
+            if on and not self._settings.max_start_delay_s:
+                raise LeverRefused(
+                    "There is no limit by AIBRIX_EXTPROC_MAX_START_DELAY: this lever switches off "
+                    "and on again what that variable switches on."
+                )
+            if on is self._overload:
+                return False
+            self._overload = on
+            self._record(Lever.OVERLOAD, who, _on_off(not on), _on_off(on))
             return True
 
     async def set_pod_out(self, pod: str, out: bool, who: str) -> bool:

@@ -14,6 +14,7 @@ REASONS: Final = {
     "no_session": "the request names no session; it has the fewest requests",
     "random": "by lot",
     "only": "the only candidate",
+    "overload": "those that the strategy prefers could not begin in time",
 }
 """Every `Decision.reason`, and what it says of the chosen one."""
 

@@ -67,6 +67,7 @@ async def test_one_page_shows_every_lever_its_default_and_that_a_restart_resets_
         "event-sync": {"now": "on", "default": "on", "at_default": True},
         "shadow": {"now": "off", "default": "off", "at_default": True},
         "pod-out": {"now": [], "default": [], "at_default": True},
+        "overload": {"now": "off", "default": "off", "at_default": True},
         "log-level": {"now": "INFO", "default": "INFO", "at_default": True},
     }
     assert "restart" in page["note"]

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -30,8 +31,9 @@ LONG = " ".join(f"word{i}" for i in range(400))
 class Rig:
     """All that a decision needs, without Envoy."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.shadow = False
+        self.gate_open = False
         self.metrics = Metrics()
         self.registry = Registry(self.metrics)
         self.index = PrefixIndex()
@@ -52,7 +54,9 @@ class Rig:
             self.ledger,
             self.predictions,
             rng=Random(1),
+            clock=clock,
             shadow=lambda: self.shadow,
+            gate_open=lambda: self.gate_open,
         )
 
     async def pick(self, body: dict[str, Any], **more: Any) -> Picked:
@@ -65,9 +69,11 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def running(pods: Sequence[Pod] | None = (), **settings: Any) -> AsyncIterator[Rig]:
+async def running(
+    pods: Sequence[Pod] | None = (), clock: Callable[[], float] = time.monotonic, **settings: Any
+) -> AsyncIterator[Rig]:
     """A rig with these pods; None: no listing has been complete yet."""
-    rig = Rig(Settings(use_remote_tokenizer=True, **settings))
+    rig = Rig(Settings(use_remote_tokenizer=True, **settings), clock)
     await rig.tokenizer.start()
     rig.manager.start_events()
     if pods is not None:

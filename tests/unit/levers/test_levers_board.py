@@ -84,7 +84,7 @@ def test_at_the_start_every_lever_is_at_its_default_and_the_metric_says_so() -> 
     board = house.board
     assert (board.event_sync, board.shadow, board.pods_out()) == (True, False, ())
     assert board.log_level is LogLevel.INFO
-    for lever in ("event-sync", "shadow", "pod-out", "log-level"):
+    for lever in ("event-sync", "shadow", "pod-out", "log-level", "overload"):
         assert house.off_default(lever) == 0
     assert board.history() == ()
 
@@ -139,6 +139,24 @@ async def test_shadow_mode_shows_in_the_metric(house: House) -> None:
     assert (house.board.shadow, house.off_default("shadow")) == (True, 1)
     assert await house.board.set_shadow(False, WHO)
     assert (house.board.shadow, house.off_default("shadow")) == (False, 0)
+
+
+async def test_overload_goes_off_and_on_again_where_there_is_a_limit() -> None:
+    house = House(Settings(max_start_delay_s=2.0))
+    assert house.board.overload
+    assert await house.board.set_overload(False, WHO)
+    assert (house.board.overload, house.off_default("overload")) == (False, 1)
+    assert not await house.board.set_overload(False, WHO)
+    assert await house.board.set_overload(True, WHO)
+    assert (house.board.overload, house.off_default("overload")) == (True, 0)
+    assert house.pulls("overload") == 2
+    house.manager.close()
+
+
+async def test_without_a_limit_overload_cannot_be_switched_on(house: House) -> None:
+    with pytest.raises(LeverRefused, match="AIBRIX_EXTPROC_MAX_START_DELAY"):
+        await house.board.set_overload(True, WHO)
+    assert not house.board.overload
 
 
 async def test_pods_that_are_out_are_listed_and_counted(house: House) -> None:

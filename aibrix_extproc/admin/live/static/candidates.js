@@ -12,6 +12,7 @@ const REASONS = {
   no_session: "the request names no session, and it has the fewest requests",
   random: "by lot, as the strategy says",
   only: "it is the only candidate",
+  overload: "those that the strategy prefers could not begin in time",
 };
 
 /** One sentence or two on a decision; `list`: its candidates, the best first. */

@@ -11,12 +11,15 @@ function show(text, isBad, ...nodes) {
 }
 
 function shown(page) {
-  if (page.outcome !== "picked") return show(`No pick: it would pass on (${page.reason}).`, false);
-  const words = sentence(page, page.candidates).replace("was chosen", "would be chosen");
+  const refused = page.outcome === "refused";
+  if (page.outcome !== "picked" && !refused) return show(`No pick: it would pass on (${page.reason}).`, false);
+  const words = refused
+    ? `It would be refused with 429: no candidate could begin it within ${page.overload.max_start_delay_s} s.`
+    : sentence(page, page.candidates).replace("was chosen", "would be chosen");
   const known = page.tokens_known ? page.prompt_tokens : null;
   const most = page.candidates.slice(0, 50);
   const left = page.candidates.length - most.length;
-  show(words, false, table(most, known, "Candidates, the best first"),
+  show(words, refused, table(most, known, "Candidates, the best first"),
     ...(left ? [element("p", { class: "muted" }, `and ${left} more candidates`)] : []));
 }
 
