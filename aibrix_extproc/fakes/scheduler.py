@@ -128,6 +128,11 @@ class Scheduler:
         """The requests that run now; to be read only."""
         return self._running
 
+    @property
+    def queue(self) -> Sequence[Request]:
+        """The requests that wait now, the next one first; to be read only."""
+        return self._waiting
+
     def add(self, request: Request) -> None:
         """Queue a request. Its prompt and answer together must fit the cache."""
         self._waiting.append(request)

@@ -62,16 +62,10 @@ class VirtualEngine:
     """
 
     def __init__(self, shape: EngineShape, time: StepTime) -> None:
-        self._blocks = BlockManager(shape.blocks + 1, shape.block_size, BlockHasher(0))
-        self.scheduler = Scheduler(
-            self._blocks,
-            shape.max_num_seqs,
-            shape.max_num_batched_tokens,
-            whole_prompt_must_fit=True,
-        )
+        self._shape = shape
+        self.scheduler = self._empty()
         self.busy_s = 0.0
         self.prefill_tokens = 0
-        self._shape = shape
         self._capacity_tokens = shape.blocks * shape.block_size
         self._time = time
         self._encoder = EventEncoder(_VERSION)
@@ -83,6 +77,33 @@ class VirtualEngine:
         """Requests wait, and the last step could admit none of them; nothing changed since."""
         self._next_batch = 0
         self._sent: deque[Batch] = deque(maxlen=_BUFFERED)
+
+    def _empty(self) -> Scheduler:
+        """What a process begins with."""
+        shape = self._shape
+        self._blocks = BlockManager(shape.blocks + 1, shape.block_size, BlockHasher(0))
+        return Scheduler(
+            self._blocks,
+            shape.max_num_seqs,
+            shape.max_num_batched_tokens,
+            whole_prompt_must_fit=True,
+        )
+
+    def restart(self, now: float) -> Sequence[Request]:
+        """Another process takes this one's place: no cache, no queue, batches from number 0 on.
+
+        Returns the requests that were not answered, first come first. Totals go on.
+        """
+        lost = [*self.scheduler.batch, *self.scheduler.queue]
+        counts = self.scheduler.counts
+        if self._ends_s:
+            self.busy_s += now - self._began_s
+        self.scheduler = self._empty()
+        self.scheduler.counts = counts
+        self._ends_s, self._step, self._stuck = [], None, False
+        self._next_batch = 0
+        self._sent.clear()
+        return lost
 
     def add(self, request: Request) -> None:
         """Queue a request; it takes part in the next step at the soonest (see `cut`).

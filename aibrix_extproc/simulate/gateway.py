@@ -17,22 +17,20 @@ from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.decide.view import BYTES_PER_TOKEN, KnownTokens, Viewer
 from aibrix_extproc.discovery.pods import Pod, Rank, ServedModel
 from aibrix_extproc.discovery.registry import Registry
-from aibrix_extproc.errors import UnknownStrategy
+from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.extproc.openai import ParsedBody
 from aibrix_extproc.index import PrefixIndex, open_index
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
-from aibrix_extproc.routing.strategies import STRATEGIES, build
-from aibrix_extproc.routing.types import Strategy
+from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate.engine import Batch, VirtualEngine
-from aibrix_extproc.simulate.round_robin import RoundRobin
 from aibrix_extproc.simulate.sources import VirtualManager, VirtualSource
 
 MODEL: Final = "simulated"
-STRATEGY_NAMES: Final = (*STRATEGIES, RoundRobin.name)
+_SERVED: Final = ServedModel(MODEL, MODEL)
 _REQUEST: Final = RouteRequest("POST", "/v1/completions", {}, b"", "")
 
 
@@ -42,46 +40,56 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
-        strategy: str,
+        strategy: Strategy,
         engines: Sequence[VirtualEngine],
         seed: int,
         clock: Callable[[], float],
         event_delay_s: float = 0.0,
     ) -> None:
-        """`clock`: virtual seconds. Batches are as old when they come, by replay too.
-
-        Raises UnknownStrategy.
-        """
+        """`clock`: virtual seconds. Batches are as old when they come, by replay too."""
         self._clock = clock
-        self._strategy = _strategy(strategy, settings, seed)
+        self._settings = settings
+        self._event_delay_s = event_delay_s
+        self._strategy = strategy
         self._metrics = Metrics()
         self._index = self._open(settings)
         self._predictions = Predictions(settings.prediction_max_blocks)
         self._ledger = Ledger(settings.reservation_limit_s, settings.max_reservations)
-        manager = VirtualManager(
+        self._manager = VirtualManager(
             self._index, settings, self._metrics, self._predictions.drop, self._ledger.forget
         )
         self._registry = Registry(self._metrics)
-        self._registry.subscribe(manager.on_pod)
-        self._registry.replace(_pods(len(engines)))
-        self._candidates = manager.candidates(self._registry.pods())
-        self._sources = [
-            VirtualSource(
-                candidate.source,
-                self._index,
-                settings,
-                self._predictions.drop,
-                partial(self._replay, engine, event_delay_s),
-            )
-            for candidate, engine in zip(self._candidates, engines, strict=True)
-        ]
-        self._pod_of = {candidate.source: i for i, candidate in enumerate(self._candidates)}
-        if settings.kv_event_sync:
-            manager.follow(dict(zip(self._pod_of, self._sources, strict=True)))
-        for source in self._sources:
-            source.connect(0.0)
-        self._manager = manager
+        self._registry.subscribe(self._manager.on_pod)
+        self._registry.replace(_pod(number) for number in range(len(engines)))
+        self._sources: list[VirtualSource] = []
+        """One for each pod; none where events are off."""
+        self._pod_of: dict[int, int] = {}
+        self._candidates: tuple[Candidate, ...] = ()
+        for engine in engines:
+            self._follow(engine)
+        self._see_candidates()
         self._wire(settings, seed)
+
+    def _follow(self, engine: VirtualEngine) -> None:
+        """The engine of the next pod, which the registry knows."""
+        number = len(self._pod_of)
+        (candidate,) = self._manager.candidates((_pod(number),))
+        self._pod_of[candidate.source] = number
+        if not self._settings.kv_event_sync:
+            return
+        source = VirtualSource(
+            candidate.source,
+            self._index,
+            self._settings,
+            self._predictions.drop,
+            partial(self._replay, engine, self._event_delay_s),
+        )
+        self._sources.append(source)
+        self._manager.follow({candidate.source: source})
+        source.connect(self._clock())
+
+    def _see_candidates(self) -> None:
+        self._candidates = self._manager.candidates(self._registry.candidates(_SERVED))
 
     def _wire(self, settings: Settings, seed: int) -> None:
         parts = (self._metrics, self._registry, self._manager, self._index)
@@ -123,8 +131,7 @@ class Gateway:
             max_tokens=max_tokens,
             report_mode=False,
         )
-        served = ServedModel(MODEL, MODEL)
-        plan = Plan(parsed, served, self._strategy, self._candidates, session)
+        plan = Plan(parsed, _SERVED, self._strategy, self._candidates, session)
         tokens = KnownTokens(ids if self._strategy.needs_tokens else None, None)
         view = self._viewer.view(plan, tokens, self._clock())
         decision = self._strategy.rank(view.context)
@@ -143,7 +150,33 @@ class Gateway:
 
     def receive(self, pod: int, batch: Batch) -> None:
         """A batch of a pod's events has arrived."""
-        self._sources[pod].live(batch, self._clock())
+        if self._sources:
+            self._sources[pod].live(batch, self._clock())
+
+    def pod_joins(self, engine: VirtualEngine) -> None:
+        """A pod more, the next by number."""
+        self._registry.upsert(_pod(len(self._pod_of)))
+        self._follow(engine)
+        self._see_candidates()
+
+    def pod_goes(self, pod: int) -> None:
+        """The engine process of a pod has ended: no candidate, and its connection is gone.
+
+        Raises SettingsError where it was the last one.
+        """
+        if self._sources:
+            self._sources[pod].disconnect(self._clock())
+        self._registry.upsert(_pod(pod, ready=False))
+        self._see_candidates()
+        if not self._candidates:
+            raise SettingsError(f"no pod is left at {self._clock():g} s, when pod {pod} restarts")
+
+    def pod_returns(self, pod: int) -> None:
+        """Another process runs in its place."""
+        if self._sources:
+            self._sources[pod].connect(self._clock())
+        self._registry.upsert(_pod(pod))
+        self._see_candidates()
 
     def tick(self) -> None:
         """Time has passed."""
@@ -169,25 +202,15 @@ def _trip(picked: Picked) -> Trip:
     return ticket
 
 
-def _strategy(name: str, settings: Settings, seed: int) -> Strategy:
-    if name == RoundRobin.name:
-        return RoundRobin()
-    if name not in STRATEGIES:
-        raise UnknownStrategy(name, STRATEGY_NAMES)
-    return build(name, settings, Random(seed))
-
-
-def _pods(number: int) -> list[Pod]:
+def _pod(number: int, ready: bool = True) -> Pod:
     """Names in the order of their numbers, since the registry sorts by name."""
-    return [
-        Pod(
-            namespace="simulated",
-            name=f"pod-{i:04d}",
-            uid=str(i),
-            address=f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}:8000",
-            model=MODEL,
-            kv_events=True,
-            ranks=(Rank(0, f"tcp://simulated:{i}", f"tcp://simulated:{i}"),),
-        )
-        for i in range(number)
-    ]
+    return Pod(
+        namespace="simulated",
+        name=f"pod-{number:04d}",
+        uid=str(number),
+        address=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:8000",
+        model=MODEL,
+        ready=ready,
+        kv_events=True,
+        ranks=(Rank(0, f"tcp://simulated:{number}", f"tcp://simulated:{number}"),),
+    )

@@ -1,26 +1,33 @@
 """The virtual clock: what happens next, until all requests are answered.
 
 Owns the order of events in time. Two things at one moment happen in a fixed order: what ends, what
-arrives at the router from clients, what it hears of engines, what begins. One seed, one run.
+happens to pods, what arrives at the router from clients, what it hears of engines, what begins. One
+seed, one run.
 """
 
 import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
+from random import Random
 from typing import Final
 
 from aibrix_extproc.extproc.decides import Picked
 from aibrix_extproc.fakes.scheduler import Request
 from aibrix_extproc.settings import Settings
-from aibrix_extproc.simulate.engine import Batch, EngineShape, VirtualEngine, request_of
+from aibrix_extproc.simulate import names, scenes
+from aibrix_extproc.simulate.engine import Batch, VirtualEngine, request_of
 from aibrix_extproc.simulate.gateway import Gateway
 from aibrix_extproc.simulate.records import GAP_RESOLUTION_S, PodTotals, Record, Run
-from aibrix_extproc.simulate.timing import StepTime
+from aibrix_extproc.simulate.scenario import Scenario
+from aibrix_extproc.simulate.scenes import PodJoins, PodRestarts, Scene
 from aibrix_extproc.simulate.tokens import block_hashes, token_ids
 from aibrix_extproc.workloads.sessions import Session
+
+__all__ = ["Scenario", "Simulation"]
 
 _TICK_S: Final = 1.0
 """The server looks at its sources' clocks more often; silence is measured in tens of seconds."""
@@ -30,25 +37,11 @@ class Kind(IntEnum):
     """What happens; of things at one moment the lower number first."""
 
     STEP_ENDS = 0
-    ARRIVAL = 1
-    EVENTS = 2
-    TICK = 3
-    STEP_BEGINS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """Everything of a run but its traffic."""
-
-    strategy: str
-    times: Sequence[StepTime]
-    """One for each pod, so that they may differ."""
-    shape: EngineShape = field(default_factory=EngineShape)
-    event_delay_s: float = 0.0
-    """Between the end of a step and the arrival of its events at the router."""
-    seed: int = 1
-    bound: bool = False
-    """Work out what one infinite cache would reuse, which takes memory."""
+    SCENE = 1
+    ARRIVAL = 2
+    EVENTS = 3
+    TICK = 4
+    STEP_BEGINS = 5
 
 
 @dataclass(slots=True)
@@ -66,13 +59,14 @@ class Simulation:
     """One run. `run` it once."""
 
     def __init__(self, scenario: Scenario, settings: Settings) -> None:
-        """Raises UnknownStrategy."""
+        """Raises UnknownStrategy, and SettingsError for a scene that cannot be."""
+        scenes.check(scenario.scenes, len(scenario.times))
         self._scenario = scenario
         self._engines = [VirtualEngine(scenario.shape, time) for time in scenario.times]
         self.now = 0.0
         self._gateway = Gateway(
             settings,
-            scenario.strategy,
+            names.build(scenario.strategy, settings, Random(scenario.seed)),
             self._engines,
             scenario.seed,
             lambda: self.now,
@@ -101,9 +95,12 @@ class Simulation:
         for session in sessions:
             self._left += len(session.turns)
             self._put(session.start_s, Kind.ARRIVAL, (session, 0))
+        for scene in self._scenario.scenes:
+            self._put(scene.at_s, Kind.SCENE, scene)
         self._put(_TICK_S, Kind.TICK, None)
         deeds: dict[int, Callable[..., None]] = {
             Kind.STEP_ENDS: self._step_ends,
+            Kind.SCENE: self._happens,
             Kind.ARRIVAL: self._arrives,
             Kind.EVENTS: self._hears,
             Kind.TICK: self._tick,
@@ -124,18 +121,25 @@ class Simulation:
     # -- what happens -------------------------------------------------------------------------
 
     def _arrives(self, what: tuple[Session, int]) -> None:
-        session, place = what
+        self._send(*what)
+
+    def _send(self, session: Session, place: int, record: Record | None = None) -> None:
+        """Decide on a turn, and queue it. `record`: of one that was sent before, and lost."""
         turn = session.turns[place]
         ids = token_ids(turn.prompt)
         answer = token_ids((turn.answer,))
         hashes = block_hashes(ids + answer, self._scenario.shape.block_size)
         pod, picked = self._gateway.decide(ids, len(answer), session.id or None)
-        record = Record(pod, self.now, len(ids), len(answer), picked.matched_tokens)
-        self._run.records.append(record)
+        if record is None:
+            record = Record(pod, self.now, len(ids), len(answer), picked.matched_tokens)
+            self._run.records.append(record)
+            self._count_bound(hashes, len(ids))
+        else:
+            record.pod, record.matched_tokens = pod, picked.matched_tokens
+            record.resent += 1
         request = request_of(ids, answer, hashes)
         self._flights[request] = _Flight(record, picked, session, place)
         self._engines[pod].add(request)
-        self._count_bound(hashes, len(ids))
         if self._engines[pod].stepping:
             self._end_due(pod, self._engines[pod].cut(self.now))
         else:
@@ -213,6 +217,37 @@ class Simulation:
         self._gateway.tick()
         self._put(self.now + _TICK_S, Kind.TICK, None)
 
+    # -- scenes -------------------------------------------------------------------------------
+
+    def _happens(self, scene: Scene | Callable[[], None]) -> None:
+        match scene:
+            case PodJoins():
+                self._joins()
+            case PodRestarts(_, pod, down_s):
+                self._goes(pod)
+                self._put(self.now + down_s, Kind.SCENE, partial(self._gateway.pod_returns, pod))
+            case _:
+                scene()
+
+    def _joins(self) -> None:
+        self._engines.append(VirtualEngine(self._scenario.shape, self._scenario.times[0]))
+        self._began.append(False)
+        self._due.append(math.nan)
+        self._gateway.pod_joins(self._engines[-1])
+
+    def _goes(self, pod: int) -> None:
+        """Its engine process ends, and what it did not answer is sent again, first come first."""
+        lost = self._engines[pod].restart(self.now)
+        self._due[pod], self._began[pod] = math.nan, False
+        self._agenda = [entry for entry in self._agenda if not _is_of(pod, entry)]
+        heapq.heapify(self._agenda)
+        self._gateway.pod_goes(pod)
+        flights = [self._flights.pop(request) for request in lost]
+        for flight in flights:
+            self._gateway.answer_ended(flight.picked)
+        for flight in flights:
+            self._send(flight.session, flight.turn, flight.record)
+
     # -- the end ------------------------------------------------------------------------------
 
     def _count_bound(self, hashes: Sequence[int], prompt_tokens: int) -> None:
@@ -244,3 +279,11 @@ class Simulation:
         if self._seen is not None:
             run.bound_tokens = self._bound_tokens
         return run
+
+
+def _is_of(pod: int, entry: tuple[float, int, int, object]) -> bool:
+    """Whether this is a step of the pod, or a batch of its events that is under way."""
+    _, kind, _, what = entry
+    if kind == Kind.EVENTS and isinstance(what, tuple):
+        return bool(what[0] == pod)
+    return kind in (Kind.STEP_BEGINS, Kind.STEP_ENDS) and what == pod

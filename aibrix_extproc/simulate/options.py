@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.simulate.scenes import FORMS, parse_scene, told
 from aibrix_extproc.workloads import options as workloads
 from aibrix_extproc.workloads.generated import Shape
 from aibrix_extproc.workloads.options import not_negative, positive
@@ -49,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="MS",
         help="from the end of a step to the arrival of its events (0)",
+    )
+    add(
+        "--scene",
+        action="append",
+        type=parse_scene,
+        default=[],
+        metavar="SCENE",
+        help=f"repeatable: {FORMS}",
     )
     add("--json", type=Path, metavar="PATH", help="write the figures there")
     _add_engine(parser)
@@ -114,11 +123,11 @@ def router_settings(environment: Mapping[str, str], *, events: bool) -> "Setting
 
 
 def _check(names: list[str]) -> None:
-    from aibrix_extproc.simulate.gateway import STRATEGY_NAMES
+    from aibrix_extproc.simulate.names import NAMES
 
     for name in names:
-        if name not in STRATEGY_NAMES:
-            known = ", ".join(STRATEGY_NAMES)
+        if name not in NAMES:
+            known = ", ".join(NAMES)
             raise SettingsError(f"--strategy {name} is none: choose from {known}")
 
 
@@ -147,12 +156,14 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         event_delay_s=args.event_delay_ms / 1e3,
         seed=args.seed,
         bound=args.bound,
+        scenes=tuple(args.scene),
     )
 
 
 def _write(path: Path, args: argparse.Namespace, found: "list[Summary]") -> None:
-    told = {*_TOLD_ELSEWHERE, *(field.name for field in fields(Shape))}
-    given = {name: value for name, value in vars(args).items() if name not in told}
+    elsewhere = {*_TOLD_ELSEWHERE, *(field.name for field in fields(Shape))}
+    given = {name: value for name, value in vars(args).items() if name not in elsewhere}
+    given["scene"] = [told(scene) for scene in args.scene]
     asked = workloads.settled(args, _SHAPE)
     page = {"options": given | asked, "runs": [summary.to_json() for summary in found]}
     try:

@@ -25,6 +25,9 @@ class Record:
     """What the engine reused, at its first admission."""
     first_token_s: float = math.nan
     ended_s: float = math.nan
+    resent: int = 0
+    """How often it was lost with its pod and sent anew. Pod, reuse and first token are those of
+    the last time."""
 
 
 @dataclass(frozen=True, slots=True)

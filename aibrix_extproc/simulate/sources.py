@@ -45,6 +45,10 @@ class VirtualSource:
         """The subscription stands."""
         self._run(self.sync.connected(now), now)
 
+    def disconnect(self, now: float) -> None:
+        """The subscription is gone. No batch of before may come any more."""
+        self._run(self.sync.disconnected(now), now)
+
     def live(self, batch: Batch, now: float) -> None:
         """A batch has arrived."""
         self._run(self.sync.live(batch.sequence, batch.payload, now), now)

@@ -1,0 +1,29 @@
+"""Every strategy that a simulation can run, by its name: the one list of `--strategy`.
+
+The server's own, what others calibrate with, and the rules of other systems. Only the first can be
+chosen in the server.
+"""
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Final
+
+from aibrix_extproc.errors import UnknownStrategy
+from aibrix_extproc.routing.strategies import STRATEGIES, StrategyFactory
+from aibrix_extproc.routing.types import Strategy
+from aibrix_extproc.settings import Settings
+from aibrix_extproc.simulate.comparators import COMPARATORS
+from aibrix_extproc.simulate.round_robin import RoundRobin
+
+_BASELINES: Final[Mapping[str, Callable[[], Strategy]]] = {RoundRobin.name: RoundRobin}
+_RULES: Final[Mapping[str, StrategyFactory]] = {**STRATEGIES, **COMPARATORS}
+NAMES: Final = (*STRATEGIES, *_BASELINES, *COMPARATORS)
+
+
+def build(name: str, settings: Settings, rng: Random) -> Strategy:
+    """The strategy of that name; `rng` decides its ties. Raises UnknownStrategy."""
+    if name in _BASELINES:
+        return _BASELINES[name]()
+    if name not in _RULES:
+        raise UnknownStrategy(name, NAMES)
+    return _RULES[name](settings, rng)

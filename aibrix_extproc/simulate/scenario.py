@@ -1,0 +1,26 @@
+"""Everything of a run but its traffic and the router's settings: plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aibrix_extproc.simulate.engine import EngineShape
+from aibrix_extproc.simulate.scenes import Scene
+from aibrix_extproc.simulate.timing import StepTime
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Everything of a run but its traffic."""
+
+    strategy: str
+    """A name of `names.NAMES`."""
+    times: Sequence[StepTime]
+    """One for each pod, so that they may differ. A pod that joins is as fast as the first."""
+    shape: EngineShape = field(default_factory=EngineShape)
+    event_delay_s: float = 0.0
+    """Between the end of a step and the arrival of its events at the router."""
+    seed: int = 1
+    bound: bool = False
+    """Work out what one infinite cache would reuse, which takes memory."""
+    scenes: Sequence[Scene] = ()
+    """What happens to pods meanwhile."""
