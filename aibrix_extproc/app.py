@@ -119,7 +119,8 @@ class App:
         self.registry.subscribe(self._show_indexer)
         self.registry.subscribe(self._forget_series)
         self._ready_by = time.monotonic() + settings.ready_grace_s
-        self._synced = False
+        self._told: Mapping[str, bool] = {"pods_listed": False, "first_sync_done": False}
+        """What held when gRPC health was last told."""
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
@@ -319,23 +320,31 @@ class App:
         return 0
 
     def readiness(self) -> Mapping[str, bool]:
-        """What must hold before traffic should come; all true means ready."""
-        if not self._synced:
-            self._synced = self.registry.listed and self.manager.synced()
-        return {
-            "pods_listed": self.registry.listed,
-            "first_sync_done": self._synced or time.monotonic() > self._ready_by,
-            "not_draining": not self._draining,
-        }
+        """What must hold before traffic should come; all true means ready.
+
+        As gRPC health was last told: no page says ready before Envoy's own check would.
+        """
+        return {**self._told, "not_draining": not self._draining}
 
     async def _follow_readiness(self) -> None:
         """Until it is ready: from then on only a drain changes it, and that says so itself."""
         while not self._draining:
-            ready = all(self.readiness().values())
+            found = self._conditions()
+            ready = all(found.values())
             await self.health.set_serving(ready)
+            self._told = found
             if ready:
                 return
             await asyncio.sleep(_READINESS_POLL_S)
+
+    def _conditions(self) -> Mapping[str, bool]:
+        """What holds at this moment."""
+        listed = self.registry.listed
+        synced = listed and self.manager.synced()
+        return {
+            "pods_listed": listed,
+            "first_sync_done": synced or time.monotonic() > self._ready_by,
+        }
 
     def _forget_series(self, before: Pod | None, after: Pod | None) -> None:
         """A pod that is gone leaves the metrics."""
