@@ -125,6 +125,14 @@ class Feed:
         )
         self._checkpoint: Checkpoint | None = None
         self._batches = metrics.batches.labels(*self._labels)
+        self._rare = (
+            metrics.gaps,
+            metrics.restarts,
+            metrics.disconnects,
+            metrics.handshake_failures,
+        )
+        for counter in self._rare:
+            counter.labels(*self._labels)  # at 0, so that the first one is a rise
         self._lag = metrics.source_lag.labels(*self._labels)
         self._stale = metrics.source_stale.labels(*self._labels)
         self._waiting = metrics.source_waiting_bytes.labels(*self._labels)
@@ -240,8 +248,7 @@ class Feed:
         with self._lock:
             self._stopped = True
             known = self._metrics
-            counters = (known.batches, known.gaps, known.restarts)
-            for counter in (*counters, known.disconnects, known.handshake_failures):
+            for counter in (known.batches, *self._rare):
                 counter.remove(*self._labels)
             for gauge in (known.source_lag, known.source_stale, known.source_waiting_bytes):
                 gauge.remove(*self._labels)

@@ -134,6 +134,22 @@ class TestManySources:
                 station.reaches(source, EXACT, 2)
 
 
+def test_what_may_never_happen_to_a_source_is_counted_from_0(
+    station: Station, engine: KvPublisher
+) -> None:
+    """A series that begins at 1 has not risen, for Prometheus."""
+    source = station.follow(engine)
+
+    def counted() -> set[float | None]:
+        names = ("gaps", "restarts", "disconnects", "handshake_failures")
+        value = station.metrics.registry.get_sample_value
+        return {value(f"aibrix_kv_{name}_total", {"pod": POD, "rank": "0"}) for name in names}
+
+    assert counted() == {0.0}
+    station.remove(source)
+    assert counted() == {None}
+
+
 class TestLag:
     def test_the_age_of_the_last_live_batch_is_known(
         self, station: Station, engine: KvPublisher
