@@ -1,11 +1,12 @@
 """What many tests need: waiting for a condition, a free port, the recorded data."""
 
 import asyncio
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
+
+from aibrix_extproc.stack import processes
 
 T = TypeVar("T")
 
@@ -39,10 +40,8 @@ async def eventually_async(
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback that is free, and that no outgoing connection takes."""
+    return processes.free_port()
 
 
 def data_path(name: str) -> Path:

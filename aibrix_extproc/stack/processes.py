@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
-import random
+import secrets
 import shutil
 import signal
 import socket
@@ -43,7 +43,7 @@ class ProcessFailed(ExtprocError):
 def free_port() -> int:
     """A TCP port of the loopback that is free now, and that no outgoing connection takes."""
     while True:
-        port = random.choice(_PORTS)
+        port = secrets.choice(_PORTS)  # not `random`: who seeds that alike finds the same ports
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

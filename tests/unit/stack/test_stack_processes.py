@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -158,3 +159,11 @@ def test_the_envoy_that_is_named_comes_first() -> None:
 def test_an_envoy_that_is_not_there_is_told_with_the_way_to_get_one() -> None:
     with pytest.raises(SettingsError, match="make setup"):
         find_envoy("/no/such/envoy")
+
+
+def test_two_who_seed_random_alike_do_not_find_the_same_ports() -> None:
+    found = []
+    for _ in range(2):
+        random.seed(1)
+        found.append([free_port() for _ in range(4)])
+    assert found[0] != found[1]
