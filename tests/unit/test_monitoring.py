@@ -39,6 +39,7 @@ SELECTOR = re.compile(r"\b(?P<metric>[a-z][a-z0-9_:]*)\s*(?:\{(?P<labels>[^}]*)\
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\b(by|without|on|ignoring)\s*\(([^)]*)\)")
 WORDS = {"sum", "rate", "increase", "abs", "vector", "count", "and", "or", "unless", "group_left"}
+WORDS |= {"quantile_over_time"}
 CLOSED = {
     ("aibrix_kv_source_state", "state"): list(SourceState),
     ("aibrix_kv_source_clears_total", "reason"): list(ClearReason),
@@ -201,5 +202,6 @@ def test_promtool_reads_the_configuration_and_the_rules() -> None:
     promtool("check", "config", "prometheus.yaml")
 
 
-def test_promtool_sees_each_alert_fire_for_its_own_trouble_alone() -> None:
-    promtool("test", "rules", *TEST_FILES)
+@pytest.mark.parametrize("file", TEST_FILES)
+def test_promtool_sees_each_alert_fire_for_its_own_trouble_alone(file: str) -> None:
+    promtool("test", "rules", file)

@@ -141,6 +141,17 @@ def test_every_set_of_values_fits_the_schemas_and_is_accepted_by_the_process(
 
 
 @needs_helm
+def test_an_installation_of_any_name_is_the_job_that_the_alert_rules_ask_for() -> None:
+    monitors = [
+        one
+        for one in render("fullnameOverride=edge", "podMonitor.enabled=true")
+        if one["kind"] == "PodMonitor"
+    ]
+    jobs = [one["spec"]["podMetricsEndpoints"][0]["relabelings"] for one in monitors]
+    assert [rule["replacement"] for (rule,) in jobs] == ["aibrix-extproc", "vllm"]
+
+
+@needs_helm
 def test_a_changed_variable_rolls_the_pods() -> None:
     sums = {
         deployed.find(render(*sets), "Deployment")["spec"]["template"]["metadata"]["annotations"][
