@@ -34,6 +34,7 @@ class Ticket:
     prefill_tokens: int
     deadline_s: float
     """When it leaves by itself, on the clock of the ledger's caller."""
+    context_tokens: int = 0
     state: TicketState = TicketState.PREFILL
 
 
@@ -60,20 +61,26 @@ class Ledger:
         return self._open
 
     def reserve(
-        self, source: int, prefill_tokens: int, now: float, expected_s: float | None = None
+        self,
+        source: int,
+        prefill_tokens: int,
+        now: float,
+        expected_s: float | None = None,
+        context_tokens: int = 0,
     ) -> Ticket:
-        """Count one request, and the prompt tokens that the source must compute for it.
+        """Count one request: the prompt tokens that the source must compute for it, and all that
+        it keeps in its KV cache meanwhile.
 
         `expected_s` is for a request whose end cannot be seen: it leaves after that long, or
         after the limit where that is sooner. Raises ValueError for negative tokens.
         """
-        if prefill_tokens < 0:
-            raise ValueError(f"a prefill of {prefill_tokens} tokens")
+        if prefill_tokens < 0 or context_tokens < 0:
+            raise ValueError(f"a prefill of {prefill_tokens}, a context of {context_tokens} tokens")
         lasts_s = self._limit_s if expected_s is None else min(self._limit_s, expected_s)
-        ticket = Ticket(next(self._ids), source, prefill_tokens, now + lasts_s)
+        ticket = Ticket(next(self._ids), source, prefill_tokens, now + lasts_s, context_tokens)
         self._tickets.setdefault(source, set()).add(ticket)
         self._open += 1
-        self._add(source, requests=1, prefill_tokens=prefill_tokens)
+        self._add(source, 1, prefill_tokens, 0, context_tokens)
         heapq.heappush(self._deadlines, (ticket.deadline_s, ticket.id, ticket))
         return ticket
 
@@ -84,7 +91,7 @@ class Ledger:
         """
         if ticket.state is TicketState.PREFILL and now < ticket.deadline_s:
             ticket.state = TicketState.DECODING
-            self._add(ticket.source, prefill_tokens=-ticket.prefill_tokens, decoding=1)
+            self._add(ticket.source, 0, -ticket.prefill_tokens, 1, 0)
 
     def release(self, ticket: Ticket) -> None:
         """The request is over, at whatever point it stood."""
@@ -104,7 +111,7 @@ class Ledger:
             self._take_off(ticket)
             ticket.source = source
             self._tickets.setdefault(source, set()).add(ticket)
-            self._add(source, 1, tokens, 0 if prefilling else 1)
+            self._add(source, 1, tokens, 0 if prefilling else 1, ticket.context_tokens)
         return True
 
     def expire(self, now: float) -> int:
@@ -162,24 +169,21 @@ class Ledger:
             del self._tickets[ticket.source]
             del self._loads[ticket.source]
             return
-        self._add(
-            ticket.source,
-            requests=-1,
-            prefill_tokens=-ticket.prefill_tokens if prefilling else 0,
-            decoding=0 if prefilling else -1,
-        )
+        owed = ticket.prefill_tokens if prefilling else 0
+        self._add(ticket.source, -1, -owed, 0 if prefilling else -1, -ticket.context_tokens)
 
     def _add(
-        self, source: int, requests: int = 0, prefill_tokens: int = 0, decoding: int = 0
+        self, source: int, requests: int, prefill_tokens: int, decoding: int, context_tokens: int
     ) -> None:
         before = self._loads.get(source)
         if before is None:
-            self._loads[source] = Load(requests, prefill_tokens, decoding)
+            self._loads[source] = Load(requests, prefill_tokens, decoding, context_tokens)
             return
         self._loads[source] = Load(
             before.requests + requests,
             before.prefill_tokens + prefill_tokens,
             before.decoding + decoding,
+            before.context_tokens + context_tokens,
         )
 
     def _compact(self) -> None:

@@ -30,6 +30,9 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     """Prompt tokens promised to it whose prefill is not yet seen to be done."""
     decoding: int = 0
     """Requests whose prefill is done."""
+    context_tokens: int = 0
+    """Prompt tokens of all open requests, those held before included: what their decoding reads
+    at each step, and at least what they keep in the KV cache."""
 
 
 class RouteContext(msgspec.Struct, frozen=True):

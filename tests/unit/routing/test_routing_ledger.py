@@ -107,7 +107,7 @@ def test_a_ticket_of_a_forgotten_source_may_still_be_given_back() -> None:
 
 
 def test_a_negative_prefill_is_refused() -> None:
-    with pytest.raises(ValueError, match="-1 tokens"):
+    with pytest.raises(ValueError, match="a prefill of -1"):
         Ledger(LIMIT_S).reserve(1, -1, now=0.0)
 
 
