@@ -42,12 +42,15 @@ from aibrix_extproc.extproc.tls import Certificates
 from aibrix_extproc.extproc.watchdog import Watchdog
 from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
+from aibrix_extproc.kvusage.poll import UsagePoll
 from aibrix_extproc.levers import LeverBoard
 from aibrix_extproc.metric_process import watch_process
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.cache_use import CacheUse
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.strategies import STRATEGIES
+from aibrix_extproc.routing.strategies.inputs import lacking
 from aibrix_extproc.settings import IndexBackend, Settings
 from aibrix_extproc.snapshot import Snapshots
 from aibrix_extproc.tokenizer.pool import TokenizerPool
@@ -93,6 +96,7 @@ class App:
         )
         self.tokenizer = TokenizerPool(settings, self.metrics)
         self.levers = LeverBoard(settings, self.metrics, self.registry, self.manager)
+        self.caches = CacheUse()
         self.decider = self._decider()
         self.agreement = self._agreement()
         self.certificates = Certificates(settings, self.metrics) if settings.grpc_tls_cert else None
@@ -112,6 +116,7 @@ class App:
         self.debug = self._debug_server()
         self.peers = PeerServer(settings, self._snapshot_page)
         self.probe = Probe(self.registry, settings, self.metrics)
+        self.usage = self._usage_poll()
         self.watchdog = Watchdog(settings.watchdog_timeout_s, self.metrics)
         self.discovery = self._discovery()
         self.registry.subscribe(self.manager.on_pod)
@@ -172,6 +177,7 @@ class App:
                 self.predictions,
                 shadow=lambda: self.levers.shadow,
                 gate_open=lambda: not self.levers.overload,
+                caches=self.caches,
             )
         except UnknownStrategy as error:
             raise SettingsError(f"ROUTING_ALGORITHM: {error.message}") from None
@@ -185,6 +191,10 @@ class App:
             self.tokenizer.flush,
             self.manager.engine_metrics,
         )
+
+    def _usage_poll(self) -> UsagePoll:
+        parts = (self.settings, self.metrics, self.registry, self.manager)
+        return UsagePoll(*parts, self.ledger, self.caches, time.monotonic)
 
     def _sight(self) -> Sight:
         about = {
@@ -226,9 +236,12 @@ class App:
 
     async def start(self) -> None:
         """Stage one, then stage two. Raises SettingsError where a file or port cannot be used."""
+        for name, why in lacking(self.settings):
+            log.warning("%s: %s; requests are routed by load", name, why)
         await self.tokenizer.start()
         await self.discovery.start()
         await self.probe.start()
+        await self.usage.start()
         await self.agreement.start()
         await self._serve()
         await self.admin.start()
@@ -284,6 +297,7 @@ class App:
         if self._server is not None:
             await self._server.stop(None)
         await self.agreement.close()
+        await self.usage.close()
         await self.probe.close()
         await self.discovery.close()
         await self.tokenizer.close()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from aibrix_extproc.setting_types import SettingsGroup, var
+from aibrix_extproc.setting_types import Duration, DurationOrZero, SettingsGroup, var
 
 
 def _off_or_at_least_one(factor: float) -> float:
@@ -19,7 +19,7 @@ def _off_or_at_least_one(factor: float) -> float:
 
 
 class StrategySettings(SettingsGroup):
-    """`session-affinity`."""
+    """`session-affinity` and `least-kv-cache`."""
 
     session_load_factor: Annotated[float, Field(ge=0), AfterValidator(_off_or_at_least_one)] = var(
         2.0,
@@ -31,4 +31,15 @@ class StrategySettings(SettingsGroup):
         8,
         "AIBRIX_EXTPROC_SESSION_LOAD_FLOOR",
         "`session-affinity`: open requests up to which no pod is full, whatever the mean.",
+    )
+    kv_usage_interval_s: DurationOrZero = var(
+        1.0,
+        "AIBRIX_EXTPROC_KV_USAGE_INTERVAL",
+        "`least-kv-cache`: how often each pod is asked how full its KV cache is, while requests go "
+        "by that; 0 switches it off, and load decides.",
+    )
+    kv_usage_max_age_s: Duration = var(
+        5.0,
+        "AIBRIX_EXTPROC_KV_USAGE_MAX_AGE",
+        "`least-kv-cache`: an older answer is not used. Keep it some times the interval.",
     )

@@ -101,7 +101,8 @@ class _AibrixSettings(SettingsGroup):
         "prefix-cache",
         "ROUTING_ALGORITHM",
         "Strategy of requests without the header `routing-strategy`: `prefix-cache`, "
-        "`prefix-cache-classic`, `least-request`, `power-of-two`, `session-affinity` or `random`.",
+        "`prefix-cache-classic`, `least-request`, `least-kv-cache`, `power-of-two`, "
+        "`session-affinity` or `random`.",
     )
     imbalance_abs_count: Annotated[int, Field(ge=0)] = var(
         8,

@@ -17,6 +17,8 @@ import msgspec
 
 from aibrix_extproc.agreement.counters import Counted, read_counters
 from aibrix_extproc.agreement.fingerprints import CHAT, TEXT, Fingerprint, digest
+from aibrix_extproc.kvevents.capacity import Capacity, read_capacities
+from aibrix_extproc.kvusage.page import read_usage
 from aibrix_extproc.logs import StateLog
 from aibrix_extproc.metrics import Metrics
 
@@ -46,17 +48,21 @@ class AskFailed(Exception):
 class EngineAsker:
     """Asks engines. `start` and `close` on the event loop that uses it."""
 
-    def __init__(self, metrics: Metrics, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self, metrics: Metrics, timeout_s: float = _TIMEOUT_S, at_once: int = _AT_ONCE
+    ) -> None:
+        """`timeout_s`: of one answer; `at_once`: pods that are asked at one time."""
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._at_once = at_once
         self._session: aiohttp.ClientSession | None = None
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(at_once)
         self._states = StateLog(logging.getLogger("aibrix_extproc.agreement"))
 
     async def start(self) -> None:
         """Open the client; nothing is connected yet."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_AT_ONCE, keepalive_timeout=2.0),
+            connector=aiohttp.TCPConnector(limit=self._at_once, keepalive_timeout=2.0),
             headers={"Accept-Encoding": "identity", "User-Agent": "aibrix-extproc"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
@@ -88,9 +94,7 @@ class EngineAsker:
         `see(page)` is given the whole of its metrics.
         """
         try:
-            status, body = await self._call("GET", f"http://{address}/metrics", None)
-            if status != 200:
-                raise AskFailed("metrics_status", f"/metrics answered {status}")
+            body = await self._metrics_page(address)
             see(body)
             counted = read_counters(body)
             if counted is None:
@@ -101,9 +105,30 @@ class EngineAsker:
         self._states.changed(f"counters of {who}", "ok")
         return counted
 
+    async def usage(
+        self, who: str, address: str
+    ) -> tuple[Mapping[int, float], Mapping[int, Capacity]] | None:
+        """By rank: how full an engine's caches are, and how large. None: it could not be had."""
+        try:
+            body = await self._metrics_page(address)
+            used = read_usage(body)
+            if not used:
+                raise AskFailed("usage_none", "/metrics does not say how full the KV cache is")
+        except AskFailed as error:
+            self._failed(f"KV cache use of {who}", error)
+            return None
+        self._states.changed(f"KV cache use of {who}", "ok")
+        return used, read_capacities(body)
+
+    async def _metrics_page(self, address: str) -> bytes:
+        status, body = await self._call("GET", f"http://{address}/metrics", None)
+        if status != 200:
+            raise AskFailed("metrics_status", f"/metrics answered {status}")
+        return body
+
     def forget(self, who: str) -> None:
         """It is gone."""
-        for what in ("tokens", "counters"):
+        for what in ("tokens", "counters", "KV cache use"):
             self._states.forget(f"{what} of {who}")
 
     async def _ids(self, base_url: str, body: Mapping[str, Any]) -> "array[int] | None":

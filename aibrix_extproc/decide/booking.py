@@ -86,9 +86,7 @@ class Booking:
         owed = max(0, view.context.prompt_tokens - held)
         self._metrics.reservations_dropped.inc(self._ledger.make_room())
         length = view.context.prompt_tokens
-        ticket = self._ledger.reserve(
-            source, owed, now, self._expected_s(plan, request), length
-        )
+        ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request), length)
         trip = self._trip(ticket, plan, tokens, view, decision, request, promised)
         trip.shadow = self._shadow()
         if trip.shadow:

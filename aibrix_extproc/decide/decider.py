@@ -23,6 +23,7 @@ from aibrix_extproc.extproc.decides import Answered, Outcome, Passed, Picked, Ro
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.cache_use import CacheUse
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.types import Load, Scored
@@ -49,9 +50,10 @@ class Decider:
         agreement: Agreement | None = None,
         shadow: Callable[[], bool] = lambda: False,
         gate_open: Callable[[], bool] = lambda: False,
+        caches: CacheUse | None = None,
     ) -> None:
         """`shadow`: whether decisions are only recorded, and no header is set. `gate_open`:
-        whether requests go on however busy the pods are.
+        whether requests go on however busy the pods are. `caches`: what engines say of theirs.
 
         Raises UnknownStrategy where the operator's strategy is none.
         """
@@ -66,7 +68,7 @@ class Decider:
         self._log = SampledLog(settings.decision_log_share, rng or Random())
         self._planner = Planner(settings, registry, manager, rng or Random())
         self._viewer = Viewer(
-            metrics, manager, index, ledger, predictions, settings.max_prompt_tokens
+            metrics, manager, index, ledger, predictions, settings.max_prompt_tokens, caches
         )
         self.agreement = agreement or Agreement(
             settings, metrics, registry, manager, index, ledger, predictions, clock

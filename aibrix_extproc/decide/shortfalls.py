@@ -20,6 +20,10 @@ class Shortfall(StrEnum):
     """The request names none."""
     SESSION_TOO_LONG = "session_too_long"
     """It names one that does not count."""
+    KV_CACHE_UNKNOWN = "kv_cache_unknown"
+    """No engine told how full its cache is."""
+    KV_CACHE_PARTLY = "kv_cache_partly"
+    """Not all did."""
 
 
 _TOLD: Final = {
@@ -30,6 +34,15 @@ _TOLD: Final = {
     Shortfall.SESSION_TOO_LONG: (
         "requests with too long a session are routed by load",
         f"x-session-id counts up to {MAX_SESSION_BYTES} bytes",
+    ),
+    Shortfall.KV_CACHE_UNKNOWN: (
+        "least-kv-cache does not know how full any KV cache is, and goes by load",
+        "usual for the first request; else see AIBRIX_EXTPROC_KV_USAGE_INTERVAL, and whether the "
+        "engines' /metrics can be read",
+    ),
+    Shortfall.KV_CACHE_PARTLY: (
+        "least-kv-cache does not know how full some KV caches are, and goes by load there",
+        "usual for a pod that has just come; else its engine's /metrics cannot be read",
     ),
 }
 
@@ -46,11 +59,15 @@ class Shortfalls:
         found = self._of(plan, decision)
         if found is not None:
             self._counts.of(decision.strategy, found).inc()
-            self._spells.seen(*_TOLD[found], logging.INFO)
+            is_a_clients = found in (Shortfall.NO_SESSION, Shortfall.SESSION_TOO_LONG)
+            level = logging.INFO if is_a_clients else logging.WARNING
+            self._spells.seen(*_TOLD[found], level)
 
     @staticmethod
     def _of(plan: Plan, decision: Decision) -> Shortfall | None:
-        if decision.reason == "no_session":
-            ignored = plan.session_ignored
-            return Shortfall.SESSION_TOO_LONG if ignored else Shortfall.NO_SESSION
-        return None
+        if decision.reason == "no_session" and plan.session_ignored:
+            return Shortfall.SESSION_TOO_LONG
+        return _BY_REASON.get(decision.reason)
+
+
+_BY_REASON: Final = {str(one): one for one in Shortfall}

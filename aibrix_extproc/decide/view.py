@@ -17,9 +17,11 @@ from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.logs import Spells
 from aibrix_extproc.metrics import Metrics
+from aibrix_extproc.routing.cache_use import CacheUse
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
 from aibrix_extproc.routing.reuse import reusable_tokens
+from aibrix_extproc.routing.strategies.least_kv_cache import LeastKvCache
 from aibrix_extproc.routing.types import RouteContext
 from aibrix_extproc.tokenizer.types import Prefix
 
@@ -63,8 +65,11 @@ class Viewer:
         ledger: Ledger,
         predictions: Predictions,
         max_tokens: int,
+        caches: CacheUse | None = None,
     ) -> None:
-        """`max_tokens`: leading tokens of a prompt that are matched."""
+        """`max_tokens`: leading tokens of a prompt that are matched. `caches`: what engines say
+        of theirs, for a strategy that goes by it."""
+        self._caches = caches or CacheUse()
         self._max_tokens = max_tokens
         self._metrics = metrics
         self._manager = manager
@@ -87,8 +92,18 @@ class Viewer:
         loads = self._ledger.loads(now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
+            by_caches = plan.strategy.name == LeastKvCache.name
             return View(
-                RouteContext(length, False, plan.candidates, {}, loads, session=plan.session)
+                RouteContext(
+                    length,
+                    False,
+                    plan.candidates,
+                    {},
+                    loads,
+                    session=plan.session,
+                    caches=self._caches.want(now) if by_caches else {},
+                    now_s=now,
+                )
             )
         length = len(tokens.ids)
         ids = tokens.ids if length <= self._max_tokens else tokens.ids[: self._max_tokens]

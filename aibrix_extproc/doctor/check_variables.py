@@ -10,6 +10,7 @@ from typing import Final
 from aibrix_extproc.doctor.facts import Facts
 from aibrix_extproc.doctor.findings import Area, Code, Finding, Severity
 from aibrix_extproc.routing.strategies import STRATEGIES
+from aibrix_extproc.routing.strategies.inputs import lacking
 from aibrix_extproc.settings import IGNORED, Settings, is_of_a_service, variables
 
 _SYNC: Final = "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED"
@@ -108,6 +109,13 @@ TIMEOUTS: Final = Code(
     "two of this server's time-outs do not fit one another",
     "Change one of the two as the finding says.",
 )
+STRATEGY_LACKS: Final = Code(
+    "strategy-lacks-input",
+    Area.VARIABLES,
+    Severity.YELLOW,
+    "the strategy of `ROUTING_ALGORITHM` never gets what it goes by: load decides",
+    "Change the variable that the finding names, or choose another strategy.",
+)
 NAMESPACE_UNUSED: Final = Code(
     "namespace-unused",
     Area.VARIABLES,
@@ -181,6 +189,8 @@ def check_together(facts: Facts) -> Iterator[Finding]:
     if s.kv_event_sync and s.routing_algorithm in set(STRATEGIES) - set(_LOOKS_AT_EVENTS):
         seen = f"{_SYNC} is true and ROUTING_ALGORITHM is {s.routing_algorithm}"
         yield ROUTING_IGNORES_EVENTS.found("ROUTING_ALGORITHM", seen)
+    for name, why in lacking(s):
+        yield STRATEGY_LACKS.found(name, why)
     if s.kv_event_port == s.kv_replay_port:
         yield PORTS_EQUAL.found("AIBRIX_KV_REPLAY_PORT", f"both are {s.kv_event_port}")
     if s.endpoints_file and s.namespace:

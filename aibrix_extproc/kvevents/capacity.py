@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_LINE: Final = re.compile(rb"^vllm:cache_config_info\{([^}\n]*)\} +1", re.MULTILINE)
+from aibrix_extproc.exposition import lines_named
+
+_LINE: Final = re.compile(rb"vllm:cache_config_info\{([^}]*)\} +1")
 _LABEL: Final = re.compile(rb'(engine|block_size|num_gpu_blocks)="([0-9]+)"')
 
 
@@ -35,8 +37,11 @@ class Capacity:
 def read_capacities(exposition: bytes) -> Mapping[int, Capacity]:
     """Rank → capacity, from `/metrics` of vLLM 0.9 and later; empty for another engine."""
     found: dict[int, Capacity] = {}
-    for labels in _LINE.findall(exposition):
-        values = {name: int(value) for name, value in _LABEL.findall(labels)}
+    for line in lines_named(exposition, b"vllm:cache_config_info"):
+        read = _LINE.match(line)
+        if read is None:
+            continue
+        values = {name: int(value) for name, value in _LABEL.findall(read[1])}
         if values.get(b"num_gpu_blocks"):
             size = values.get(b"block_size") or None
             found[values.get(b"engine", 0)] = Capacity(values[b"num_gpu_blocks"], size)

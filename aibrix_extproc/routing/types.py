@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from aibrix_extproc.discovery.pods import Pod
+from aibrix_extproc.routing.cache_use import CacheSample
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -52,6 +53,11 @@ class RouteContext(msgspec.Struct, frozen=True):
     request costs and never as matched."""
     session: str | None = None
     """The client's name of the session that the request belongs to; None: it named none."""
+    caches: Mapping[int, CacheSample] = msgspec.field(default_factory=dict)
+    """Source → how full its cache was, by its engine, of whatever age; only for a strategy that
+    goes by it."""
+    now_s: float = 0.0
+    """On the ledger's clock."""
 
 
 class Scored(msgspec.Struct, frozen=True, gc=False):

@@ -66,7 +66,8 @@ class VirtualEngine:
         self.scheduler = self._empty()
         self.busy_s = 0.0
         self.prefill_tokens = 0
-        self._capacity_tokens = shape.blocks * shape.block_size
+        self.capacity_tokens = shape.blocks * shape.block_size
+        """Of the KV cache."""
         self._time = time
         self._encoder = EventEncoder(_VERSION)
         self._step: Step | None = None
@@ -111,13 +112,18 @@ class VirtualEngine:
         Raises SettingsError for one that the cache could never hold.
         """
         tokens = request.prompt_tokens + request.max_tokens
-        if tokens > self._capacity_tokens:
+        if tokens > self.capacity_tokens:
             raise SettingsError(
-                f"a request of {tokens} tokens does not fit a cache of {self._capacity_tokens}: "
+                f"a request of {tokens} tokens does not fit a cache of {self.capacity_tokens}: "
                 "give --blocks a larger number"
             )
         self._stuck = False
         self.scheduler.add(request)
+
+    @property
+    def used(self) -> float:
+        """Share of the blocks that running requests hold, 0 to 1."""
+        return self._blocks.usage
 
     @property
     def idle(self) -> bool:
@@ -142,7 +148,7 @@ class VirtualEngine:
             step = self._step = self.scheduler.schedule()
             self._stuck = not step.prefill_tokens
             self.prefill_tokens += step.prefill_tokens
-            self._ends_s = [now + self._time.step_s(step, self._capacity_tokens)]
+            self._ends_s = [now + self._time.step_s(step, self.capacity_tokens)]
         return self._ends_s[-1]
 
     def cut(self, now: float) -> float:
@@ -200,7 +206,7 @@ class VirtualEngine:
         ends = []
         for _ in range(steps):
             step.context_tokens += step.decoding
-            now += self._time.step_s(step, self._capacity_tokens)
+            now += self._time.step_s(step, self.capacity_tokens)
             ends.append(now)
         return ends
 

@@ -28,6 +28,7 @@ from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate.engine import Batch, VirtualEngine
 from aibrix_extproc.simulate.sources import VirtualManager, VirtualSource
+from aibrix_extproc.simulate.usage import VirtualUsage
 
 MODEL: Final = "simulated"
 _SERVED: Final = ServedModel(MODEL, MODEL)
@@ -65,6 +66,7 @@ class Gateway:
         """One for each pod; none where events are off."""
         self._pod_of: dict[int, int] = {}
         self._candidates: tuple[Candidate, ...] = ()
+        self._usage = VirtualUsage(settings, self._ledger)
         for engine in engines:
             self._follow(engine)
         self._see_candidates()
@@ -75,6 +77,7 @@ class Gateway:
         number = len(self._pod_of)
         (candidate,) = self._manager.candidates((_pod(number),))
         self._pod_of[candidate.source] = number
+        self._usage.follow(candidate.source, engine)
         if not self._settings.kv_event_sync:
             return
         source = VirtualSource(
@@ -102,6 +105,7 @@ class Gateway:
             self._ledger,
             self._predictions,
             settings.max_prompt_tokens,
+            self._usage.caches,
         )
         self._booking = Booking(
             settings,
@@ -180,6 +184,7 @@ class Gateway:
 
     def tick(self) -> None:
         """Time has passed."""
+        self._usage.tick(self._candidates, self._clock())
         for source in self._sources:
             source.tick(self._clock())
 

@@ -144,7 +144,7 @@ async def test_without_a_session_or_with_too_long_a_one_load_decides_and_is_coun
         session = {"x-session-id": "x" * 257} if number % 2 else {}
         reply = await stack.complete("x", model="mirror", headers=BY_SESSION | session)
         assert reply.status == 200
-    assert {bool(pod.received) for pod in pods} == {True}
+    assert sum(bool(pod.received) for pod in pods) > 1
     assert added(before, await samples(stack, FALLBACKS)) == {
         ("no_session", "session-affinity"): 12,
         ("session_too_long", "session-affinity"): 12,
@@ -170,5 +170,5 @@ async def test_where_clients_are_not_trusted_their_sessions_do_not_count(
     for _ in range(24):
         reply = await behind.complete("x", model="mirror", headers=named("alice"))
         assert reply.status == 200
-    assert {bool(pod.received) for pod in pods} == {True}
+    assert sum(bool(pod.received) for pod in pods) > 1
     assert await samples(behind, FALLBACKS) == {("no_session", "session-affinity"): 24}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from aibrix_extproc.errors import UnknownStrategy
+from aibrix_extproc.routing.strategies.least_kv_cache import LeastKvCache
 from aibrix_extproc.routing.strategies.least_request import LeastRequest
 from aibrix_extproc.routing.strategies.power_of_two import PowerOfTwo
 from aibrix_extproc.routing.strategies.prefix_cache import PrefixCache
@@ -24,6 +25,7 @@ STRATEGIES: Final[Mapping[str, StrategyFactory]] = {
     PrefixCache.name: PrefixCache,
     PrefixCacheClassic.name: PrefixCacheClassic,
     LeastRequest.name: LeastRequest,
+    LeastKvCache.name: LeastKvCache,
     PowerOfTwo.name: PowerOfTwo,
     SessionAffinity.name: SessionAffinity,
     RandomChoice.name: RandomChoice,

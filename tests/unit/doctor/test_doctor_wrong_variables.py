@@ -57,6 +57,19 @@ VARIABLES: list[tuple[str, dict[str, str], set[str]]] = [
         {"variable-ignored"},
     ),
     ("Redis", {"REDIS_HOST": "redis"}, {"variable-ignored"}),
+    (
+        "sessions of clients that are not trusted",
+        {
+            "ROUTING_ALGORITHM": "session-affinity",
+            "AIBRIX_EXTPROC_TRUST_CLIENT_HEADERS": "false",
+        },
+        {"strategy-lacks-input"},
+    ),
+    (
+        "the use of KV caches, which nobody is asked for",
+        {"ROUTING_ALGORITHM": "least-kv-cache", "AIBRIX_EXTPROC_KV_USAGE_INTERVAL": "0"},
+        {"strategy-lacks-input"},
+    ),
     ("a variable of another plugin", {"AIBRIX_CONSOLE_PORT_NUMBER": "x"}, {"variable-unknown"}),
     (
         "a certificate without its key",

@@ -296,6 +296,7 @@ def test_only_what_looks_at_the_prompt_needs_its_tokens() -> None:
         "prefix-cache": True,
         "prefix-cache-classic": True,
         "least-request": False,
+        "least-kv-cache": False,
         "power-of-two": False,
         "session-affinity": False,
         "random": False,

@@ -32,3 +32,13 @@ def test_without_a_name_sessions_are_spread_by_load() -> None:
     named = run(scenario("session-affinity", pods=4), multi_turn(TRAFFIC, seed=3), events=False)
     reused, by_name = (sum(r.cached_tokens for r in one.records) for one in (found, named))
     assert reused < by_name / 2
+
+
+def test_least_kv_cache_goes_by_what_virtual_engines_say_at_each_tick() -> None:
+    shape = replace(TRAFFIC, sessions=60, rate=15.0, output_tokens=120)
+    found = run(scenario("least-kv-cache", pods=4), multi_turn(shape, seed=3), events=False)
+    counts = [pod.requests for pod in found.pods]
+    assert sum(counts) == 240
+    assert max(counts) < 1.25 * 60  # nor do all between two ticks go to one pod
+    again = run(scenario("least-kv-cache", pods=4), multi_turn(shape, seed=3), events=False)
+    assert again.records == found.records
