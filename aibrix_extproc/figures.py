@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+GAP_RESOLUTION_S: Final = 1e-5
+"""Gaps between tokens are counted by this much: some millions of them in each run."""
 _SHARES: Final = (0.5, 0.9, 0.99)
 
 
@@ -56,9 +58,11 @@ def spread(values: Sequence[float]) -> float:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: a figure that does not exist (NaN, infinity) is null, at any depth of mappings."""
+    """For JSON: a figure that does not exist (NaN, infinity) is null, at any depth."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
     return value

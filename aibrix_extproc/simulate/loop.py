@@ -17,11 +17,12 @@ from typing import Final
 
 from aibrix_extproc.extproc.decides import Picked
 from aibrix_extproc.fakes.scheduler import Request
+from aibrix_extproc.figures import GAP_RESOLUTION_S
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate import names, scenes
 from aibrix_extproc.simulate.engine import Batch, VirtualEngine, request_of
 from aibrix_extproc.simulate.gateway import Gateway
-from aibrix_extproc.simulate.records import GAP_RESOLUTION_S, PodTotals, Record, Run
+from aibrix_extproc.simulate.records import PodTotals, Record, Run
 from aibrix_extproc.simulate.scenario import Scenario
 from aibrix_extproc.simulate.scenes import PodJoins, PodRestarts, Scene
 from aibrix_extproc.simulate.tokens import block_hashes, token_ids

@@ -3,12 +3,9 @@
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from aibrix_extproc.figures import Distribution, plain, spread
-
-GAP_RESOLUTION_S: Final = 1e-5
-"""Gaps between tokens are counted by this much: some millions of them in each run."""
+from aibrix_extproc.figures import GAP_RESOLUTION_S, Distribution, plain, spread
 
 
 @dataclass(slots=True)

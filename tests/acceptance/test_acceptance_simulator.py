@@ -13,10 +13,10 @@ import pytest
 
 from aibrix_extproc.fakes.config import EngineConfig, TimeModel
 from aibrix_extproc.fakes.engine import FakeEngine
+from aibrix_extproc.figures import GAP_RESOLUTION_S
 from aibrix_extproc.simulate.engine import EngineShape
 from aibrix_extproc.simulate.loop import Scenario, Simulation
 from aibrix_extproc.simulate.options import router_settings
-from aibrix_extproc.simulate.records import GAP_RESOLUTION_S
 from aibrix_extproc.simulate.timing import Linear
 from aibrix_extproc.simulate.tokens import token_ids
 from aibrix_extproc.workloads.generated import Shape, shared_prefix

@@ -35,7 +35,5 @@ def test_the_spread_is_the_largest_by_the_mean() -> None:
 
 
 def test_what_does_not_exist_is_null_in_json() -> None:
-    assert plain({"a": {"b": math.nan, "c": 1.5}, "d": math.inf}) == {
-        "a": {"b": None, "c": 1.5},
-        "d": None,
-    }
+    given = {"a": {"b": math.nan, "c": 1.5}, "d": math.inf, "e": ({"f": math.nan}, 1)}
+    assert plain(given) == {"a": {"b": None, "c": 1.5}, "d": None, "e": [{"f": None}, 1]}
