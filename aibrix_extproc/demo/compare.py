@@ -14,16 +14,16 @@ from typing import Final
 
 import aiohttp
 
+from aibrix_extproc.demo import closed_loop, workload
 from aibrix_extproc.demo.report import DemoReport, StrategyResult, Yardstick
-from aibrix_extproc.loadtest import runner, workload
+from aibrix_extproc.demo.summary import Summary, ratio, summarise
 from aibrix_extproc.loadtest.client import ChatClient, Outcome
-from aibrix_extproc.loadtest.summary import Summary, ratio, summarise
 from aibrix_extproc.stack import envoy_config, scrape, start
 from aibrix_extproc.stack.processes import Processes
 
 STRATEGIES: Final = ("random", "least-request", "prefix-cache")
 
-Watch = Callable[[str, int], AbstractContextManager[runner.OnOutcome]]
+Watch = Callable[[str, int], AbstractContextManager[closed_loop.OnOutcome]]
 """Shows the progress of a run: its name and number of requests in, a callback out."""
 
 
@@ -155,7 +155,7 @@ async def _send(
     began = time.monotonic()
     outcomes: list[Outcome]
     with watch(name, sizes.shape.requests) as on_outcome:
-        outcomes = await runner.run(client, model, conversations, concurrency, on_outcome)
+        outcomes = await closed_loop.run(client, model, conversations, concurrency, on_outcome)
     return summarise(outcomes, time.monotonic() - began)
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console  # slow to import, and other commands do not need these
 
     from aibrix_extproc.demo import compare, report, show
-    from aibrix_extproc.loadtest.show import progress
+    from aibrix_extproc.demo.progress import progress
     from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
     from aibrix_extproc.stack.processes import find_envoy
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aibrix_extproc.loadtest.summary import Summary, ratio
+from aibrix_extproc.demo.summary import Summary, ratio
 from aibrix_extproc.stack.scrape import EngineFigures
 
 PREFIX_CACHE: Final = "prefix-cache"

@@ -5,8 +5,8 @@ from typing import Final
 from rich import box
 from rich.table import Table
 
+from aibrix_extproc.demo.progress import milliseconds, percent
 from aibrix_extproc.demo.report import DemoReport, StrategyResult
-from aibrix_extproc.loadtest.show import milliseconds, percent
 
 _COLUMNS: Final = (
     "requests",

@@ -2,103 +2,235 @@
 
 import argparse
 import asyncio
-import json
+import platform
+import signal
 import sys
-import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from aibrix_extproc.errors import SettingsError
+import uvloop
+
+from aibrix_extproc import __version__
+from aibrix_extproc.errors import ExtprocError, SettingsError
+from aibrix_extproc.workloads import options as workloads
+from aibrix_extproc.workloads.generated import Shape
+from aibrix_extproc.workloads.options import above_zero, not_negative, positive
 
 if TYPE_CHECKING:
-    from aibrix_extproc.loadtest.client import ChatClient
-    from aibrix_extproc.loadtest.summary import Summary
+    from aibrix_extproc.loadtest.campaign import Campaign, Found, Job, Target
+    from aibrix_extproc.loadtest.own_stack import StackSizes
+    from aibrix_extproc.loadtest.report.results import LoadTest
+    from aibrix_extproc.loadtest.runner import OpenLoop
+    from aibrix_extproc.workloads.sessions import Session
+
+SHAPE: Final = Shape(
+    sessions=300,
+    rate=10.0,
+    groups=20,
+    prefix_tokens=1000,
+    turn_tokens=200,
+    output_tokens=32,
+    turns=4,
+    think_s=1.0,
+)
+"""Half a minute on a laptop."""
+_OWN_STRATEGIES: Final = ("least-request", "prefix-cache")
+INTERRUPTED: Final = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `loadtest`."""
-    parser.add_argument("--url", required=True, help="the gateway's root, http://host:port")
-    parser.add_argument("--model", help="default: the first that the gateway's /v1/models lists")
-    parser.add_argument(
-        "--requests", type=_positive, default=156, metavar="N", help="at least this many (156)"
+    workloads.add_arguments(parser, SHAPE, replays=True)
+    add = parser.add_argument
+    add(
+        "--strategy",
+        action="append",
+        metavar="NAME",
+        help=f"repeatable, a run each; own stack: {' and '.join(_OWN_STRATEGIES)} where none is "
+        "given; with --url the header routing-strategy, and none where none is given",
     )
-    parser.add_argument(
-        "--concurrency", type=_positive, default=12, metavar="N", help="requests at once (12)"
+    add(
+        "--duration",
+        type=above_zero,
+        metavar="S",
+        help="leave out sessions that begin later than that",
     )
-    parser.add_argument("--seed", type=int, default=1, help="another seed, other words (1)")
-    parser.add_argument(
+    add(
+        "--max-open",
+        type=positive,
+        default=2000,
+        metavar="N",
+        help="requests at once; one more is not sent, and counts as failed (2000)",
+    )
+    add("--no-null-run", action="store_true", help="do not measure the generator's own ceiling")
+    add(
+        "--report",
+        type=Path,
+        default=Path("loadtest-report"),
+        metavar="FOLDER",
+        help="where report.json and report.html are written (loadtest-report)",
+    )
+    _add_target(parser)
+    _add_stack(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a gateway that runs already").add_argument
+    add("--url", help="its root, http://host:port; without it a stack of its own is started")
+    add("--model", help="default: the first that /v1/models lists")
+    add(
         "--header",
         action="append",
         default=[],
         metavar="NAME:VALUE",
-        help="sent with every request, such as authorization or routing-strategy; repeatable",
+        help="sent with every request, such as authorization; repeatable",
     )
-    parser.add_argument(
-        "--wait",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help="for a gateway that is just starting (10)",
+    add("--wait", type=not_negative, default=10.0, metavar="S", help="for it to answer (10)")
+    add("--ignore-eos", action="store_true", help="ask for answers of full length (vLLM)")
+    add(
+        "--processor-metrics",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a processor's /metrics page, for decisions by reason; repeatable",
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    add(
+        "--engine-metrics",
+        action="append",
+        default=[],
+        metavar="POD=URL",
+        help="an engine's /metrics page, for the load of its pod; repeatable",
+    )
+
+
+def _add_stack(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a stack of its own").add_argument
+    add("--pods", type=positive, default=4, metavar="N", help="fake engines (4)")
+    add("--num-blocks", type=positive, default=4096, metavar="N", help="of each engine (4096)")
+    add("--block-size", type=positive, default=16, metavar="N", help="tokens (16)")
+    add("--prefill-us-per-token", type=not_negative, default=50.0, metavar="US", help="(50)")
+    add("--decode-ms-per-token", type=not_negative, default=10.0, metavar="MS", help="(10)")
+    add("--tokens-per-chunk", type=positive, default=1, metavar="N", help="of an answer (1)")
+    add("--envoy", metavar="PATH", help="default: $PATH, else .venv-envoy")
+    add(
+        "--envoy-config",
+        type=Path,
+        metavar="PATH",
+        help="default: envoy/override-host.yaml of this checkout",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the workload; 0 where every request was answered in full, else 1."""
-    return asyncio.run(_run(args))
+    """Send the workload under each strategy and report; 0 where all was answered in full, 130
+    where it was interrupted, else 1. Raises SettingsError."""
+    from aibrix_extproc.loadtest.campaign import Campaign
+
+    sessions = _sessions(args)
+    job = _job(args, sessions)
+    watch = partial(_shown, requests=sum(len(session.turns) for session in sessions))
+    # As Ctrl-C pressed twice: every context is left, and no process stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            found = runner.run(_interruptible(Campaign(job, watch)))
+    except SettingsError:
+        raise
+    except ExtprocError as error:
+        notes = getattr(error, "__notes__", [])
+        print(f"aibrix-extproc: {error}", *notes, sep="\n", file=sys.stderr)
+        return 1
+    return _report(args, found)
 
 
-async def _run(args: argparse.Namespace) -> int:
-    import aiohttp
-    from rich.console import Console
+async def _interruptible(campaign: "Campaign") -> "Found":
+    """The first Ctrl-C ends the run and reports what there is, the second ends all."""
+    loop = asyncio.get_running_loop()
 
-    from aibrix_extproc.loadtest import show, workload
-    from aibrix_extproc.loadtest.client import ChatClient
-    from aibrix_extproc.loadtest.runner import run as send
-    from aibrix_extproc.loadtest.summary import summarise
+    def stop() -> None:
+        print("\ninterrupted: the report is of what was done so far", file=sys.stderr)
+        loop.remove_signal_handler(signal.SIGINT)
+        campaign.stop()
 
-    if not args.url.startswith(("http://", "https://")):
-        raise SettingsError(f"--url {args.url} is no URL: write http://host:port")
-    console = Console()
-    shape = workload.at_least(args.requests)
-    conversations = workload.build(shape, args.seed)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        client = ChatClient(session, args.url, _headers(args.header))
-        try:
-            model = args.model or await _first_model(client, args.wait)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            print(f"aibrix-extproc: {args.url}/v1/models: {error}", file=sys.stderr)
-            return 1
-        start = time.perf_counter()
-        with show.progress(console, model, shape.requests) as on_outcome:
-            outcomes = await send(client, model, conversations, args.concurrency, on_outcome)
-    summary = summarise(outcomes, time.perf_counter() - start)
-    console.print(show.table(summary))
-    if args.json:
-        _write(args.json, summary, model, args)
-    return 1 if summary.errors else 0
+    loop.add_signal_handler(signal.SIGINT, stop)
+    return await campaign.run()
 
 
-async def _first_model(client: "ChatClient", wait_s: float) -> str:
-    """What the gateway lists. Raises as `ChatClient.first_model` does, after `wait_s`."""
-    import aiohttp
-
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return await client.first_model()
-        except (aiohttp.ClientError, OSError, ValueError):
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(0.1)
+def _sessions(args: argparse.Namespace) -> "list[Session]":
+    sessions = workloads.sessions_of(args, SHAPE)
+    if args.duration is not None:
+        sessions = [session for session in sessions if session.start_s <= args.duration]
+    if not sessions:
+        raise SettingsError(f"no session begins within --duration {args.duration:g}")
+    return sessions
 
 
-def _write(path: Path, summary: "Summary", model: str, args: argparse.Namespace) -> None:
-    run = {"url": args.url, "model": model, "seed": args.seed, "concurrency": args.concurrency}
-    path.write_text(json.dumps(run | summary.to_json(), indent=2) + "\n")
+def _job(args: argparse.Namespace, sessions: "Sequence[Session]") -> "Job":
+    from aibrix_extproc.loadtest.campaign import AS_SET, Job
+
+    default = (AS_SET,) if args.url else _OWN_STRATEGIES
+    return Job(
+        sessions=sessions,
+        strategies=list(dict.fromkeys(args.strategy or default)),
+        target=_target(args) if args.url else _stack(args),
+        seed=args.seed,
+        model=args.model,
+        max_open=args.max_open,
+        ignore_eos=args.ignore_eos,
+        null_run=not args.no_null_run,
+    )
 
 
-def _headers(given: list[str]) -> dict[str, str]:
+def _target(args: argparse.Namespace) -> "Target":
+    from aibrix_extproc.loadtest.campaign import Target
+    from aibrix_extproc.loadtest.samples import Pages
+
+    for url in (args.url, *args.processor_metrics):
+        _check_url(url)
+    engines = {}
+    for text in args.engine_metrics:
+        pod, equals, url = text.partition("=")
+        if not equals:
+            raise SettingsError(f"--engine-metrics {text} is not POD=URL")
+        _check_url(url)
+        engines[pod] = url
+    pages = Pages(tuple(args.processor_metrics), engines)
+    return Target(args.url, _headers(args.header), args.wait, pages)
+
+
+def _stack(args: argparse.Namespace) -> "StackSizes":
+    from aibrix_extproc.loadtest.own_stack import EngineSizes, StackSizes
+    from aibrix_extproc.routing.strategies import STRATEGIES
+    from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
+    from aibrix_extproc.stack.processes import find_envoy
+
+    if beside := [name for name in _OF_A_TARGET if getattr(args, name)]:
+        raise SettingsError(f"--{beside[0].replace('_', '-')} goes with --url")
+    for name in args.strategy or ():
+        if name not in STRATEGIES:
+            raise SettingsError(f"--strategy {name} is none: choose from {', '.join(STRATEGIES)}")
+    engine = EngineSizes(
+        blocks=args.num_blocks,
+        block_size=args.block_size,
+        prefill_us_per_token=args.prefill_us_per_token,
+        decode_ms_per_token=args.decode_ms_per_token,
+        tokens_per_chunk=args.tokens_per_chunk,
+    )
+    template = args.envoy_config or shipped(OVERRIDE_HOST)
+    return StackSizes(args.pods, engine, find_envoy(args.envoy), template)
+
+
+_OF_A_TARGET: Final = ("header", "processor_metrics", "engine_metrics")
+
+
+def _check_url(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"{url} is no URL: write http://host:port")
+
+
+def _headers(given: Sequence[str]) -> dict[str, str]:
     headers = {}
     for text in given:
         name, colon, value = text.partition(":")
@@ -108,8 +240,54 @@ def _headers(given: list[str]) -> dict[str, str]:
     return headers
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+def _shown(name: str, loop: "OpenLoop", requests: int) -> AbstractContextManager[None]:
+    from aibrix_extproc.loadtest import progress
+
+    return progress.shown(name, loop, requests, sys.stderr)
+
+
+def _report(args: argparse.Namespace, found: "Found") -> int:
+    from rich.console import Console
+
+    from aibrix_extproc.loadtest import show
+
+    Console().print(show.table(found.runs))
+    requests = [request for run in found.runs for request in run.requests]
+    for folder in found.logs:
+        print(f"the logs of all processes are kept in {folder}", file=sys.stderr)
+    if any(run.interrupted for run in found.runs) or not found.runs:
+        return INTERRUPTED
+    return 1 if any(request.error for request in requests) else 0
+
+
+def results(args: argparse.Namespace, found: "Found") -> "LoadTest":
+    """All that was found, and what was asked for."""
+    from aibrix_extproc.loadtest.report.results import Environment, LoadTest
+    from aibrix_extproc.loadtest.usage import cores
+
+    return LoadTest(
+        model=found.model,
+        workload=args.workload,
+        target=args.url or f"own stack, {args.pods} pods",
+        seed=args.seed,
+        started_unix_s=found.started_unix_s,
+        environment=Environment(
+            __version__,
+            platform.python_version(),
+            cores(),
+            f"{platform.system()} {platform.machine()}",
+        ),
+        runs=found.runs,
+        options=_told(args),
+        null_run=found.null_run,
+    )
+
+
+def _told(args: argparse.Namespace) -> dict[str, str | int | float | bool | None]:
+    own = ("pods", "num_blocks", "block_size", "prefill_us_per_token", "decode_ms_per_token")
+    told = workloads.settled(args, SHAPE) | {"duration": args.duration, "max_open": args.max_open}
+    if args.url:
+        told |= {"url": args.url, "ignore_eos": args.ignore_eos}
+    else:
+        told |= {name: getattr(args, name) for name in (*own, "tokens_per_chunk")}
+    return told

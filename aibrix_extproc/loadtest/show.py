@@ -1,68 +1,50 @@
-"""What a person sees of a run: progress while it goes on, a table at its end."""
+"""The figures of a load test on a terminal: a column for each run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections import Counter
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from aibrix_extproc.loadtest.client import Outcome
-from aibrix_extproc.loadtest.runner import OnOutcome
-from aibrix_extproc.loadtest.summary import Summary, ratio
+from aibrix_extproc.figures import Distribution
+from aibrix_extproc.loadtest.report.results import RunResult
 
 
-@contextmanager
-def progress(console: Console, name: str, requests: int) -> Iterator[OnOutcome]:
-    """A bar that counts outcomes, and shows errors and hit ratio so far.
-
-    Where the console is no terminal, the last state is printed once.
-    """
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[errors]} errors, hit ratio {task.fields[hits]}"),
-        TimeElapsedColumn(),
-    )
-    errors = cached = prompt = 0
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=requests, errors=0, hits="-")
-
-        def show(outcome: Outcome) -> None:
-            nonlocal errors, cached, prompt
-            errors += outcome.error is not None
-            cached += outcome.cached_tokens or 0
-            prompt += outcome.prompt_tokens
-            bar.update(task, advance=1, errors=errors, hits=percent(ratio(cached, prompt)))
-
-        yield show
-
-
-def table(summary: Summary) -> Table:
-    """The summary of one run, a line per figure."""
-    shown = Table(show_header=False, title="loadtest")
+def table(runs: Sequence[RunResult]) -> Table:
+    """What a run came to, a line per figure. Times are those of answered requests."""
+    shown = Table(title="loadtest")
     shown.add_column(style="bold")
-    shown.add_column(justify="right")
-    shown.add_row("requests", str(summary.requests))
-    shown.add_row("errors", str(summary.errors))
-    for reason, count in summary.errors_by_reason.items():
-        shown.add_row(f"  {reason}", str(count))
-    shown.add_row("requests/s", f"{summary.requests_per_s:.1f}")
-    shown.add_row("prompt tokens", str(summary.prompt_tokens))
-    shown.add_row("hit ratio (usage)", percent(summary.hit_ratio))
-    shown.add_row("TTFT p50", milliseconds(summary.ttft_p50_s))
-    shown.add_row("TTFT p90", milliseconds(summary.ttft_p90_s))
-    shown.add_row("duration p50", milliseconds(summary.duration_p50_s))
-    shown.add_row("duration p90", milliseconds(summary.duration_p90_s))
+    for run in runs:
+        shown.add_column(run.strategy, justify="right")
+    columns = [_figures(run) for run in runs]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        shown.add_row(name, *(column.get(name, "0") for column in columns))
     return shown
 
 
-def percent(value: float | None) -> str:
-    """`61.3 %`; `-` where it is not known."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+def _figures(run: RunResult) -> dict[str, str]:
+    answered = [one for one in run.requests if one.error is None]
+    reasons = Counter(one.error for one in run.requests if one.error is not None)
+    prompt = sum(one.prompt_tokens for one in answered)
+    cached = sum(one.cached_tokens or 0 for one in answered)
+    late = Distribution.of([one.sent_s - one.intended_s for one in run.requests])
+    ttft = Distribution.of(
+        [one.first_token_s - one.intended_s for one in answered if one.first_token_s is not None]
+    )
+    whole = Distribution.of([one.ended_s - one.intended_s for one in answered])
+    return {
+        "requests": str(len(run.requests)),
+        "errors": str(sum(reasons.values())),
+        **{f"  {reason}": str(number) for reason, number in reasons.most_common()},
+        "prompt tokens": str(prompt),
+        "hit ratio (usage)": f"{100 * cached / prompt:.1f} %" if prompt else "-",
+        "TTFT p50": _ms(ttft.p50),
+        "TTFT p90": _ms(ttft.p90),
+        "duration p50": _ms(whole.p50),
+        "duration p90": _ms(whole.p90),
+        "generator late p99": _ms(late.p99),
+    }
 
 
-def milliseconds(seconds: float | None) -> str:
-    """`42 ms`; `-` where it is not known."""
-    return "-" if seconds is None else f"{1000 * seconds:.0f} ms"
+def _ms(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{1000 * seconds:.0f} ms"

@@ -1,6 +1,6 @@
 """Server-sent events, as far as OpenAI's streams use them: the data of each event.
 
-Pure: bytes in, texts out, wherever the bytes are cut. Knows nothing of what the data means.
+Pure: bytes in, bytes out, wherever they are cut. Knows nothing of what the data means.
 """
 
 
@@ -9,17 +9,16 @@ class EventStream:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._data: list[str] = []
+        self._data: list[bytes] = []
 
-    def feed(self, received: bytes) -> list[str]:
+    def feed(self, received: bytes) -> list[bytes]:
         """The data of the events that these bytes complete; comments and other fields go."""
-        complete: list[str] = []
+        complete: list[bytes] = []
         *lines, self._rest = (self._rest + received).split(b"\n")
         for line in lines:
-            text = line.rstrip(b"\r").decode(errors="replace")
-            if text.startswith("data:"):
-                self._data.append(text.removeprefix("data:").removeprefix(" "))
-            elif not text and self._data:
-                complete.append("\n".join(self._data))
-                self._data = []
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" ").rstrip(b"\r"))
+            elif self._data and line in (b"", b"\r"):
+                complete.append(b"\n".join(self._data))
+                self._data.clear()
         return complete

@@ -109,7 +109,7 @@ WORKLOADS: Final[Mapping[str, Callable[[Shape, int], list[Session]]]] = {
 def _session(
     workload: str, seed: int, number: int, start_s: float, turns: tuple[Turn, ...]
 ) -> Session:
-    return Session(start_s, turns, f"{workload}-{seed}-{number}")
+    return Session(start_s, turns, f"{workload}-{seed}-{number}", system_pieces=1)
 
 
 def _conversation(

@@ -13,27 +13,36 @@ from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.workloads.generated import PRESETS, WORKLOADS, Shape
 from aibrix_extproc.workloads.jitter import jittered
 from aibrix_extproc.workloads.mooncake import mooncake
+from aibrix_extproc.workloads.replay import replay
 from aibrix_extproc.workloads.sessions import Session
 
 MOONCAKE: Final = "mooncake"
+REPLAY: Final = "replay"
+_READERS: Final = {MOONCAKE: mooncake, REPLAY: replay}
 _SHARED_PREFIX: Final = "shared-prefix"
 
 
-def add_arguments(parser: argparse.ArgumentParser, defaults: Shape) -> None:
-    """The workload and its options; `sessions_of` reads them, with the same defaults."""
+def add_arguments(
+    parser: argparse.ArgumentParser, defaults: Shape, *, replays: bool = False
+) -> None:
+    """The workload and its options; `sessions_of` reads them, with the same defaults.
+
+    `replays`: whether requests of a file can be sent, whose tokens nobody knows.
+    """
     add = parser.add_argument
-    add("workload", choices=(MOONCAKE, *WORKLOADS), help="what is asked")
-    add("trace", nargs="?", type=Path, help="mooncake: the trace, a file of JSON lines")
+    files = (MOONCAKE, REPLAY) if replays else (MOONCAKE,)
+    add("workload", choices=(*WORKLOADS, *files), help="what is asked")
+    add("trace", nargs="?", type=Path, help=f"{' or '.join(files)}: the file, of JSON lines")
     add("--seed", type=int, default=1, help="one seed, one run (1)")
-    trace = parser.add_argument_group("mooncake").add_argument
-    trace("--speed", type=above_zero, default=1.0, help="times as fast as the trace (1)")
+    trace = parser.add_argument_group(" and ".join(files)).add_argument
+    trace("--speed", type=above_zero, default=1.0, help="times as fast as the file (1)")
     trace("--limit", type=positive, metavar="N", help="only the first lines")
     trace(
         "--jitter",
         type=not_negative,
         default=0.0,
         metavar="S",
-        help="each request up to S seconds of the trace later, by the seed (0: its own times)",
+        help="each request up to S seconds of the file later, by the seed (0: its own times)",
     )
     made = parser.add_argument_group("generated workloads; tokens and seconds").add_argument
     made(
@@ -59,13 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: Shape) -> None:
 
 def sessions_of(args: argparse.Namespace, defaults: Shape) -> list[Session]:
     """What these options ask for. Raises SettingsError."""
-    if args.workload == MOONCAKE:
+    if args.workload in _READERS:
         if args.trace is None:
-            raise SettingsError(f"mooncake needs the path of a trace: {args.command} mooncake PATH")
-        read = mooncake(args.trace, args.speed, args.limit)
+            raise SettingsError(
+                f"{args.workload} needs a file: {args.command} {args.workload} PATH"
+            )
+        read = _READERS[args.workload](args.trace, args.speed, args.limit)
         return jittered(read, args.jitter / args.speed, args.seed)
     if args.trace is not None:
-        raise SettingsError(f"{args.workload} takes no trace: leave out {args.trace}")
+        raise SettingsError(f"{args.workload} takes no file: leave out {args.trace}")
     return WORKLOADS[args.workload](shape_of(args, defaults), args.seed)
 
 
@@ -82,10 +93,15 @@ def shape_of(args: argparse.Namespace, defaults: Shape) -> Shape:
     return Shape(**{**asdict(defaults), **preset, **given})
 
 
-def settled(args: argparse.Namespace, defaults: Shape) -> dict[str, object]:
+def settled(
+    args: argparse.Namespace, defaults: Shape
+) -> dict[str, str | int | float | bool | None]:
     """The workload's options for a report: those that count for it, defaults filled in."""
-    told: dict[str, object] = {"workload": args.workload, "seed": args.seed}
-    if args.workload == MOONCAKE:
+    told: dict[str, str | int | float | bool | None] = {
+        "workload": args.workload,
+        "seed": args.seed,
+    }
+    if args.workload in _READERS:
         names: Sequence[str] = ("speed", "limit", "jitter")
         return told | {"trace": str(args.trace)} | {name: getattr(args, name) for name in names}
     return told | {"preset": args.preset} | asdict(shape_of(args, defaults))

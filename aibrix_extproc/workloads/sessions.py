@@ -37,3 +37,5 @@ class Session:
     id: str = ""
     """Stable: the same workload and seed give the same ones. Letters, digits, `-`, `.`, `_`,
     except where a file gives them."""
+    system_pieces: int = 0
+    """The leading pieces of each prompt that are the system's words; those after are a user's."""

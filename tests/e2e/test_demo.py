@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from aibrix_extproc.demo import compare
+from aibrix_extproc.demo.workload import Shape
 from aibrix_extproc.loadtest.client import Outcome
-from aibrix_extproc.loadtest.workload import Shape
 from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
 from tests.envoy_binary import envoy_path
 from tests.support import eventually
@@ -59,7 +59,9 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Pa
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     ) as demo:
         # Three engines, the processor and Envoy.
-        children = eventually(lambda: found if len(found := children_of(demo.pid)) == 5 else None)
+        children = eventually(
+            lambda: found if len(found := children_of(demo.pid)) == 5 else None, timeout_s=30
+        )
         demo.send_signal(number)
         demo.wait(timeout=20)
         assert demo.returncode in (130, -signal.SIGKILL)

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from aibrix_extproc.demo import report, show
 from aibrix_extproc.demo.report import DemoReport, StrategyResult, Yardstick
-from aibrix_extproc.loadtest.summary import Summary
+from aibrix_extproc.demo.summary import Summary
 from aibrix_extproc.stack.scrape import EngineFigures
 
 TOKENS = 90_000

@@ -11,7 +11,7 @@ STREAM = (
     b': comment\ndata: {"a": 1}\n\ndata: two\ndata: lines\n\nevent: x\ndata:no space\r\n\r\n'
     b"\n\ndata: \xc3\xa9\n\ndata: [DONE]\n\ndata: unfinished"
 )
-EVENTS = ['{"a": 1}', "two\nlines", "no space", "é", "[DONE]"]
+EVENTS = [b'{"a": 1}', b"two\nlines", b"no space", "é".encode(), b"[DONE]"]
 
 
 def test_the_data_of_each_event_comes_out() -> None:

@@ -40,9 +40,9 @@ def test_a_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["mooncake"], "needs the path of a trace"),
+        (["mooncake"], "mooncake needs a file"),
         (["mooncake", "no-such-file"], "no-such-file"),
-        (["unique", "trace.jsonl"], "takes no trace"),
+        (["unique", "trace.jsonl"], "takes no file"),
         (["unique", "--strategy", "best"], "round-robin"),
         (["unique", *SMALL, "--blocks", "2", "--strategy", "random"], "--blocks"),
     ],

@@ -58,7 +58,7 @@ def test_jitter_is_in_the_traces_own_seconds(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (("mooncake",), "simulate mooncake PATH"),
-        (("unique", "trace.jsonl"), "takes no trace"),
+        (("unique", "trace.jsonl"), "takes no file"),
         (("unique", "--preset", "b2b-saas"), "is one of shared-prefix"),
     ],
 )

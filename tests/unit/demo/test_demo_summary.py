@@ -2,8 +2,8 @@
 
 import pytest
 
+from aibrix_extproc.demo.summary import percentile, ratio, summarise
 from aibrix_extproc.loadtest.client import Outcome
-from aibrix_extproc.loadtest.summary import percentile, ratio, summarise
 
 
 def answered(ttft_s: float = 0.1, prompt: int = 100, cached: int | None = 50) -> Outcome:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from aibrix_extproc.loadtest.workload import Conversation, Shape, at_least, build, messages
+from aibrix_extproc.demo.workload import Conversation, Shape, at_least, build, messages
 
 
 def test_the_same_seed_gives_the_same_words() -> None:
