@@ -179,6 +179,11 @@ class Settings(
         "AIBRIX_EXTPROC_DECODE_WEIGHT_TOKENS",
         "`prefix-cache`: what one decoding request costs a pod, in prompt tokens.",
     )
+    context_weight: Annotated[float, Field(ge=0)] = var(
+        0.01,
+        "AIBRIX_EXTPROC_CONTEXT_WEIGHT",
+        "`prefix-cache`: what each prompt token of a pod's open requests costs, in prompt tokens.",
+    )
     reservation_limit_s: Duration = var(
         600.0,
         "AIBRIX_EXTPROC_RESERVATION_LIMIT",

@@ -85,8 +85,14 @@ class Booking:
         held = chosen.reusable_tokens + view.context.likely_tokens.get(source, 0)
         owed = max(0, view.context.prompt_tokens - held)
         self._metrics.reservations_dropped.inc(self._ledger.make_room())
-        length = view.context.prompt_tokens
-        ticket = self._ledger.reserve(source, owed, now, self._expected_s(plan, request), length)
+        ticket = self._ledger.reserve(
+            source,
+            owed,
+            now,
+            self._expected_s(plan, request),
+            context_tokens=view.context.prompt_tokens,
+            is_streamed=plan.parsed.stream,
+        )
         trip = self._trip(ticket, plan, tokens, view, decision, request, promised)
         trip.shadow = self._shadow()
         if trip.shadow:

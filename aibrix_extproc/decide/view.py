@@ -103,6 +103,7 @@ class Viewer:
                     session=plan.session,
                     caches=self._caches.want(now) if by_caches else {},
                     now_s=now,
+                    computed_tokens=self._ledger.computed(now),
                 )
             )
         length = len(tokens.ids)
@@ -121,7 +122,15 @@ class Viewer:
             depth = predicted(source, keys[size], now, depths.get(source, 0))
             if depth:
                 reusable[source] = reusable_tokens(depth, size, length)
-        context = RouteContext(length, True, plan.candidates, reusable, loads, session=plan.session)
+        context = RouteContext(
+            length,
+            True,
+            plan.candidates,
+            reusable,
+            loads,
+            computed_tokens=self._ledger.computed(now),
+            session=plan.session,
+        )
         if tokens.prefix is not None:
             context = _guessed(context, tokens.prefix, block_sizes)
         return View(context, depths, block_sizes, keys)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from aibrix_extproc.routing.progress import Progress
 from aibrix_extproc.routing.types import Load
 
 _SMALLEST_COMPACTION = 64
@@ -35,6 +36,7 @@ class Ticket:
     deadline_s: float
     """When it leaves by itself, on the clock of the ledger's caller."""
     context_tokens: int = 0
+    is_streamed: bool = False
     state: TicketState = TicketState.PREFILL
 
 
@@ -55,6 +57,7 @@ class Ledger:
         self._tickets: dict[int, set[Ticket]] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._open = 0
+        self._progress = Progress()
 
     def __len__(self) -> int:
         """Open reservations."""
@@ -67,17 +70,22 @@ class Ledger:
         now: float,
         expected_s: float | None = None,
         context_tokens: int = 0,
+        is_streamed: bool = False,
     ) -> Ticket:
         """Count one request: the prompt tokens that the source must compute for it, and all that
         it keeps in its KV cache meanwhile.
 
         `expected_s` is for a request whose end cannot be seen: it leaves after that long, or
-        after the limit where that is sooner. Raises ValueError for negative tokens.
+        after the limit where that is sooner. `is_streamed`: its answer begins as soon as its
+        prompt is computed. Raises ValueError for negative tokens.
         """
         if prefill_tokens < 0 or context_tokens < 0:
             raise ValueError(f"a prefill of {prefill_tokens}, a context of {context_tokens} tokens")
         lasts_s = self._limit_s if expected_s is None else min(self._limit_s, expected_s)
-        ticket = Ticket(next(self._ids), source, prefill_tokens, now + lasts_s, context_tokens)
+        ticket = Ticket(
+            next(self._ids), source, prefill_tokens, now + lasts_s, context_tokens, is_streamed
+        )
+        self._progress.begin(source, ticket.id, prefill_tokens, now)
         self._tickets.setdefault(source, set()).add(ticket)
         self._open += 1
         self._add(source, 1, prefill_tokens, 0, context_tokens)
@@ -91,6 +99,7 @@ class Ledger:
         """
         if ticket.state is TicketState.PREFILL and now < ticket.deadline_s:
             ticket.state = TicketState.DECODING
+            self._progress.done(ticket.source, ticket.id, now, ticket.is_streamed)
             self._add(ticket.source, 0, -ticket.prefill_tokens, 1, 0)
 
     def release(self, ticket: Ticket) -> None:
@@ -142,6 +151,11 @@ class Ledger:
         self.expire(now)
         return self._view
 
+    def computed(self, now: float) -> Mapping[int, float]:
+        """Source → of the prompt tokens that its load counts, those that it has computed by now:
+        an estimate (see `progress`). A source of which nothing is known is not in it."""
+        return self._progress.computed(now)
+
     @property
     def booked(self) -> Mapping[int, Load]:
         """The same for who only looks on: what is past its time stays until the next decision,
@@ -154,6 +168,7 @@ class Ledger:
             ticket.state = TicketState.GONE
             self._open -= 1
         self._loads.pop(source, None)
+        self._progress.forget(source)
 
     def _leave(self, ticket: Ticket) -> None:
         self._take_off(ticket)
@@ -162,6 +177,7 @@ class Ledger:
 
     def _take_off(self, ticket: Ticket) -> None:
         """Its source is rid of it."""
+        self._progress.leave(ticket.source, ticket.id)
         prefilling = ticket.state is TicketState.PREFILL
         tickets = self._tickets[ticket.source]
         tickets.remove(ticket)

@@ -51,6 +51,9 @@ class RouteContext(msgspec.Struct, frozen=True):
     """Source → further tokens that it holds in all likelihood, an estimate: where only a prefix
     is known, the answer to it, on a source that holds all of the prefix. They count for what a
     request costs and never as matched."""
+    computed_tokens: Mapping[int, float] = msgspec.field(default_factory=dict)
+    """Source → of the prompt tokens promised to it, those that it has computed by now: an
+    estimate."""
     session: str | None = None
     """The client's name of the session that the request belongs to; None: it named none."""
     caches: Mapping[int, CacheSample] = msgspec.field(default_factory=dict)

@@ -11,7 +11,8 @@ class PrefixCache:
     """Lowest cost first; ties to the fewest requests, then at random.
 
     The cost, in prompt tokens: what the candidate must compute of this prompt, what it was
-    promised before and has not yet computed, and a weight for each request that it decodes.
+    promised before and has not yet computed, a weight for each request that it decodes, and one
+    for each token of its open requests' prompts, which decoding reads again at each step.
     Where the tokens are not known nothing counts as held, and load decides.
     """
 
@@ -20,6 +21,7 @@ class PrefixCache:
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         self._decode_weight_tokens = settings.decode_weight_tokens
+        self._context_weight = settings.context_weight
         self._rng = rng
 
     def rank(self, context: RouteContext) -> Decision:
@@ -28,7 +30,9 @@ class PrefixCache:
         order: list[tuple[float, int, float, int, Candidate, int, Load]] = []
         fewest = length = context.prompt_tokens
         load_of, likely_tokens = context.loads.get, context.likely_tokens
-        weight, draw = self._decode_weight_tokens, self._rng.random
+        computed_of = context.computed_tokens.get
+        decode_weight, context_weight = self._decode_weight_tokens, self._context_weight
+        draw = self._rng.random
         for place, candidate in enumerate(context.candidates):
             source = candidate.source
             load = load_of(source, NO_LOAD)
@@ -37,7 +41,13 @@ class PrefixCache:
             missing = length - reusable
             if likely_tokens:
                 missing -= likely_tokens.get(source, 0)
-            cost = load.prefill_tokens + weight * load.decoding + (missing if missing > 0 else 0)
+            cost = (
+                load.prefill_tokens
+                - computed_of(source, 0.0)
+                + decode_weight * load.decoding
+                + context_weight * load.context_tokens
+                + (missing if missing > 0 else 0)
+            )
             order.append((cost, load.requests, draw(), place, candidate, reusable, load))
         order.sort()  # the place is unique, so that a candidate is never compared
         ranking = tuple(
