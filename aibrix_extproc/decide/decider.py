@@ -218,6 +218,8 @@ class Decider:
                 "requests": load.requests,
                 "prefill_tokens": load.prefill_tokens,
                 "decoding": load.decoding,
+                "context_tokens": load.context_tokens,
+                "computed_tokens": round(view.context.computed_tokens.get(source, 0.0)),
             },
             "score": scored.score,
             **self.gate.explained_one(scored),

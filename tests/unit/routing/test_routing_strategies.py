@@ -95,6 +95,22 @@ def test_each_decoding_request_costs_its_weight() -> None:
     assert order(free) == [0, 1]
 
 
+def test_each_token_of_the_open_requests_prompts_costs_its_weight() -> None:
+    busy = Load(requests=1, decoding=1, context_tokens=20_000)
+    weights = {"decode_weight_tokens": 0.0, "context_weight": 0.02}
+    decision = strategy("prefix-cache", **weights).rank(context([busy, 0], {0: 300}))
+    assert order(decision) == [1, 0]
+    assert [s.score for s in decision.ranking] == [1000.0, 700.0 + 400.0]
+
+
+def test_what_a_pod_has_computed_of_its_promises_is_owed_no_more() -> None:
+    loads = [Load(requests=1, prefill_tokens=5000), Load(requests=1, prefill_tokens=4000)]
+    known = replace(context(loads), computed_tokens={0: 4500.0})
+    decision = strategy("prefix-cache").rank(known)
+    assert order(decision) == [0, 1]
+    assert [s.score for s in decision.ranking] == [1500.0, 5000.0]
+
+
 def test_a_tie_goes_to_the_fewest_requests() -> None:
     loads = [Load(requests=2, prefill_tokens=64), Load(requests=1, decoding=1)]
     for seed in range(20):
