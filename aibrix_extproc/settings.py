@@ -179,10 +179,16 @@ class Settings(
         "AIBRIX_EXTPROC_DECODE_WEIGHT_TOKENS",
         "`prefix-cache`: what one decoding request costs a pod, in prompt tokens.",
     )
-    context_weight: Annotated[float, Field(ge=0)] = var(
-        0.01,
-        "AIBRIX_EXTPROC_CONTEXT_WEIGHT",
-        "`prefix-cache`: what each prompt token of a pod's open requests costs, in prompt tokens.",
+    crowding_from: Annotated[float, Field(ge=1)] = var(
+        1.5,
+        "AIBRIX_EXTPROC_CROWDING_FROM",
+        "`prefix-cache`: a pod is crowded above this many times the candidates' mean of prompt "
+        "tokens of open requests.",
+    )
+    crowding_weight: Annotated[float, Field(ge=0)] = var(
+        0.3,
+        "AIBRIX_EXTPROC_CROWDING_WEIGHT",
+        "`prefix-cache`: what each of those tokens above that costs a pod, in prompt tokens.",
     )
     reservation_limit_s: Duration = var(
         600.0,

@@ -12,8 +12,11 @@ class PrefixCache:
 
     The cost, in prompt tokens: what the candidate must compute of this prompt, what it was
     promised before and has not yet computed, a weight for each request that it decodes, and one
-    for each token of its open requests' prompts, which decoding reads again at each step.
+    for each token by which it is crowded: decoding reads the contexts of all open requests again at
+    each step, so a pod that has far more of them than the others makes all of them slow.
     Where the tokens are not known nothing counts as held, and load decides.
+
+    The weights were chosen by measurement (docs/routing.md).
     """
 
     name: str = "prefix-cache"
@@ -21,7 +24,8 @@ class PrefixCache:
 
     def __init__(self, settings: Settings, rng: random.Random) -> None:
         self._decode_weight_tokens = settings.decode_weight_tokens
-        self._context_weight = settings.context_weight
+        self._crowding_from = settings.crowding_from
+        self._crowding_weight = settings.crowding_weight
         self._rng = rng
 
     def rank(self, context: RouteContext) -> Decision:
@@ -31,23 +35,21 @@ class PrefixCache:
         fewest = length = context.prompt_tokens
         load_of, likely_tokens = context.loads.get, context.likely_tokens
         computed_of = context.computed_tokens.get
-        decode_weight, context_weight = self._decode_weight_tokens, self._context_weight
-        draw = self._rng.random
+        weight, draw = self._decode_weight_tokens, self._rng.random
+        loads = [load_of(candidate.source, NO_LOAD) for candidate in context.candidates]
+        crowded = self._crowded_tokens(loads)
         for place, candidate in enumerate(context.candidates):
-            source = candidate.source
-            load = load_of(source, NO_LOAD)
+            source, load = candidate.source, loads[place]
             reusable = held.get(source, 0)
             fewest = reusable if reusable < fewest else fewest
             missing = length - reusable
             if likely_tokens:
                 missing -= likely_tokens.get(source, 0)
-            cost = (
-                load.prefill_tokens
-                - computed_of(source, 0.0)
-                + decode_weight * load.decoding
-                + context_weight * load.context_tokens
-                + (missing if missing > 0 else 0)
-            )
+            cost = load.prefill_tokens + weight * load.decoding + (missing if missing > 0 else 0)
+            if load.prefill_tokens:
+                cost -= computed_of(source, 0.0)
+            if load.context_tokens > crowded:
+                cost += self._crowding_weight * (load.context_tokens - crowded)
             order.append((cost, load.requests, draw(), place, candidate, reusable, load))
         order.sort()  # the place is unique, so that a candidate is never compared
         ranking = tuple(
@@ -58,3 +60,8 @@ class PrefixCache:
         )
         reason = "prefix" if ranking[0].reusable_tokens > fewest else "load"
         return Decision(self.name, reason_or_only(context, reason), ranking)
+
+    def _crowded_tokens(self, loads: list[Load]) -> float:
+        """Above so many prompt tokens of open requests a candidate is crowded."""
+        total = sum([load.context_tokens for load in loads])
+        return self._crowding_from * total / len(loads)

@@ -95,12 +95,19 @@ def test_each_decoding_request_costs_its_weight() -> None:
     assert order(free) == [0, 1]
 
 
-def test_each_token_of_the_open_requests_prompts_costs_its_weight() -> None:
-    busy = Load(requests=1, decoding=1, context_tokens=20_000)
-    weights = {"decode_weight_tokens": 0.0, "context_weight": 0.02}
-    decision = strategy("prefix-cache", **weights).rank(context([busy, 0], {0: 300}))
-    assert order(decision) == [1, 0]
-    assert [s.score for s in decision.ranking] == [1000.0, 700.0 + 400.0]
+def test_each_token_by_which_a_pod_is_crowded_costs_its_weight() -> None:
+    """The mean is 10,000 tokens, so that the first pod has 15,000 too many."""
+    loads = [Load(context_tokens=30_000), Load(), Load()]
+    rule = strategy("prefix-cache", crowding_from=1.5, crowding_weight=0.02)
+    decision = rule.rank(context(loads, {0: 200, 1: 64}))
+    assert order(decision) == [1, 2, 0]
+    assert [s.score for s in decision.ranking] == [936.0, 1000.0, 800.0 + 300.0]
+
+
+def test_a_pod_that_is_busier_within_bounds_costs_no_more() -> None:
+    loads = [Load(context_tokens=14_000), Load(context_tokens=6000)]
+    decision = strategy("prefix-cache").rank(context(loads, {0: 200}))
+    assert [s.score for s in decision.ranking] == [800.0, 1000.0]
 
 
 def test_what_a_pod_has_computed_of_its_promises_is_owed_no_more() -> None:
