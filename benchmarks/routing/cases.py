@@ -163,8 +163,8 @@ _TRAINING: Final = (
 )
 
 _SHARED: Final = Shape(
-    sessions=1400,
-    rate=34.0,
+    sessions=1100,
+    rate=48.0,
     groups=60,
     prefix_tokens=4000,
     turn_tokens=600,
@@ -172,7 +172,7 @@ _SHARED: Final = Shape(
 )
 _TALK: Final = Shape(
     sessions=240,
-    rate=9.0,
+    rate=15.0,
     groups=40,
     prefix_tokens=2000,
     turn_tokens=150,
@@ -181,7 +181,7 @@ _TALK: Final = Shape(
     think_s=6.0,
 )
 _TOOLS: Final = Shape(
-    sessions=130,
+    sessions=100,
     rate=1.6,
     groups=6,
     prefix_tokens=6000,
@@ -191,13 +191,13 @@ _TOOLS: Final = Shape(
     think_s=3.0,
 )
 _UNIQUE: Final = Shape(
-    sessions=1300, rate=60.0, prefix_tokens=2000, turn_tokens=500, output_tokens=150
+    sessions=1100, rate=75.0, prefix_tokens=2000, turn_tokens=500, output_tokens=150
 )
 
 _HELD_OUT: Final = (
-    Case("conversation × 3", "held-out", 8, _trace(_CONVERSATION, 3.0, 5000, 12_031, 1300)),
-    Case("conversation × 6", "held-out", 16, _trace(_CONVERSATION, 6.0, 5000, 12_031, 1300)),
-    Case("synthetic × 1.5", "held-out", 8, _trace(_SYNTHETIC, 1.5, 1000, 3993, 1200)),
+    Case("conversation × 3", "held-out", 8, _trace(_CONVERSATION, 3.0, 5000, 12_031, 1000)),
+    Case("conversation × 6", "held-out", 16, _trace(_CONVERSATION, 6.0, 5000, 12_031, 1000)),
+    Case("synthetic × 1.5", "held-out", 8, _trace(_SYNTHETIC, 1.5, 1000, 3993, 900)),
     Case("shared-prefix", "held-out", 8, _made(shared_prefix, _SHARED), blocks=4096),
     Case(
         "shared-prefix, 64 pods",
@@ -205,7 +205,7 @@ _HELD_OUT: Final = (
         64,
         _made(
             shared_prefix,
-            replace(_SHARED, groups=300, rate=260.0, sessions=2200),
+            replace(_SHARED, groups=300, rate=330.0, sessions=1800),
         ),
         blocks=4096,
     ),
@@ -216,7 +216,7 @@ _HELD_OUT: Final = (
         _made(
             shared_prefix,
             Shape(
-                **{**PRESETS["b2b-saas"], "rate": 14.0}  # type: ignore[arg-type]
+                **{**PRESETS["b2b-saas"], "rate": 16.0}  # type: ignore[arg-type]
             ),
         ),
     ),
@@ -230,7 +230,7 @@ _PERTURBED: Final = (
         "shared-prefix, prefill × 1.5",
         "perturbed",
         8,
-        _made(shared_prefix, replace(_SHARED, rate=26.0)),
+        _made(shared_prefix, replace(_SHARED, rate=36.0)),
         blocks=4096,
         time=Polynomial(prefill_scale=1.5),
     ),
@@ -238,7 +238,7 @@ _PERTURBED: Final = (
         "multi-turn, prefill × 0.5",
         "perturbed",
         8,
-        _made(multi_turn, _TALK),
+        _made(multi_turn, replace(_TALK, rate=20.0)),
         blocks=8192,
         time=Polynomial(prefill_scale=0.5),
     ),
@@ -254,7 +254,7 @@ _PERTURBED: Final = (
         "unique, 2 of 8 pods slow",
         "perturbed",
         8,
-        _made(unique, replace(_UNIQUE, rate=48.0)),
+        _made(unique, replace(_UNIQUE, rate=60.0)),
         blocks=8192,
         slow_pods=2,
     ),
