@@ -171,8 +171,8 @@ _SHARED: Final = Shape(
     output_tokens=150,
 )
 _TALK: Final = Shape(
-    sessions=240,
-    rate=15.0,
+    sessions=360,
+    rate=11.0,
     groups=40,
     prefix_tokens=2000,
     turn_tokens=150,
@@ -220,7 +220,7 @@ _HELD_OUT: Final = (
             ),
         ),
     ),
-    Case("multi-turn", "held-out", 8, _made(multi_turn, _TALK), blocks=8192),
+    Case("multi-turn", "held-out", 4, _made(multi_turn, _TALK), blocks=8192),
     Case("agent, small cache", "held-out", 8, _made(agent, _TOOLS), blocks=3072),
     Case("unique", "held-out", 8, _made(unique, _UNIQUE), blocks=8192),
 )
@@ -237,8 +237,8 @@ _PERTURBED: Final = (
     Case(
         "multi-turn, prefill × 0.5",
         "perturbed",
-        8,
-        _made(multi_turn, replace(_TALK, rate=20.0)),
+        4,
+        _made(multi_turn, _TALK),
         blocks=8192,
         time=Polynomial(prefill_scale=0.5),
     ),
@@ -262,7 +262,13 @@ _PERTURBED: Final = (
 
 _LIGHT: Final = (
     Case("b2b-saas", "light", 8, _made(shared_prefix, Shape(sessions=400, rate=2.0))),
-    Case("multi-turn", "light", 8, _made(multi_turn, replace(_TALK, rate=1.0)), blocks=8192),
+    Case(
+        "multi-turn",
+        "light",
+        8,
+        _made(multi_turn, replace(_TALK, rate=1.0, sessions=240)),
+        blocks=8192,
+    ),
 )
 
 CASES: Final = (*_TRAINING, *_HELD_OUT, *_PERTURBED, *_LIGHT)
