@@ -23,7 +23,7 @@ TRACES ?= traces
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
 	acceptance soak screenshot kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
-	compose-test bench bench-restart calibrate \
+	compose-test bench bench-restart calibrate routing-study \
 	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
 
 setup: $(READY) $(ENVOY)
@@ -91,6 +91,12 @@ soak: setup
 # The simulator against Dynamo's, on Mooncake's traces (the folder TRACES): some minutes of one core.
 calibrate: $(READY)
 	$(BIN)/python -m aibrix_extproc.simulate.calibrate $(TRACES)
+
+# Every strategy on the same simulated traffic (benchmarks/routing); TRACES as above. An hour of two
+# cores, or BENCH="--set held-out --strategy prefix-cache --seeds 2"; what is there is not run again.
+routing-study: $(READY)
+	$(BIN)/python -m benchmarks.routing run --traces $(TRACES) $(BENCH)
+	$(BIN)/python -m benchmarks.routing judge
 
 # The pictures of the live page in docs/, made by a real Chromium.
 screenshot: $(READY)

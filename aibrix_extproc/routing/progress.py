@@ -9,7 +9,6 @@ first is under way, since it came or since the one before it was done. Without t
 nearly done counts as busy as one that has just begun.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +20,7 @@ _LARGEST_SHARE: Final = 0.95
 """Of the prompt under way that counts as computed: it is not done before its answer begins."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
     """The prompts of one source that are not done: ticket → (tokens, when it came)."""
 
@@ -29,6 +28,15 @@ class _Line:
     done_s: float = 0.0
     tokens_per_s: float = 0.0
     """0: not known yet, and then nothing counts as computed."""
+    most: float = 0.0
+    since_s: float = 0.0
+    """Of the first prompt: what may count as computed of it, and since when it is under way."""
+
+    def look(self) -> None:
+        """Another prompt may be the first."""
+        tokens, came_s = next(iter(self.prompts.values()))
+        self.most = _LARGEST_SHARE * tokens
+        self.since_s = max(came_s, self.done_s)
 
 
 class Progress:
@@ -45,7 +53,9 @@ class Progress:
         if line is None:
             line = self._lines[source] = _Line()
         line.prompts[ticket] = (tokens, now)
-        self._busy[source] = line
+        if len(line.prompts) == 1:
+            line.look()
+            self._busy[source] = line
 
     def done(self, source: int, ticket: int, now: float, learns: bool) -> None:
         """Its answer begins. `learns`: not with the whole answer at once, so that the time from
@@ -65,7 +75,11 @@ class Progress:
     def leave(self, source: int, ticket: int) -> None:
         """It is done, or its client has gone."""
         line = self._lines.get(source)
-        if line is not None and line.prompts.pop(ticket, None) is not None and not line.prompts:
+        if line is None or line.prompts.pop(ticket, None) is None:
+            return
+        if line.prompts:
+            line.look()
+        else:
             del self._busy[source]
 
     def forget(self, source: int) -> None:
@@ -74,13 +88,9 @@ class Progress:
         self._busy.pop(source, None)
 
     def computed(self, now: float) -> dict[int, float]:
-        """Source → tokens computed of those promised to it; only what is not 0."""
-        return dict(self._computed(now))
-
-    def _computed(self, now: float) -> Iterator[tuple[int, float]]:
+        """Source → tokens computed of those promised to it, where any are owed."""
+        found = {}
         for source, line in self._busy.items():
-            if line.tokens_per_s:
-                tokens, came_s = next(iter(line.prompts.values()))
-                since_s = now - max(came_s, line.done_s)
-                if tokens and since_s > 0:
-                    yield source, min(_LARGEST_SHARE * tokens, line.tokens_per_s * since_s)
+            tokens = line.tokens_per_s * (now - line.since_s)
+            found[source] = tokens if tokens < line.most else line.most
+        return found

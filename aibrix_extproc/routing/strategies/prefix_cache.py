@@ -6,6 +6,9 @@ from aibrix_extproc.routing.strategies.common import NO_LOAD, reason_or_only
 from aibrix_extproc.routing.types import Candidate, Decision, Load, RouteContext, Scored
 from aibrix_extproc.settings import Settings
 
+_Entry = tuple[float, int, float, int, Candidate, int, Load]
+"""Cost, open requests, a lot, place, candidate, tokens that it holds, load."""
+
 
 class PrefixCache:
     """Lowest cost first; ties to the fewest requests, then at random.
@@ -31,15 +34,15 @@ class PrefixCache:
     def rank(self, context: RouteContext) -> Decision:
         """The reason is `prefix` where the chosen one holds more of the prompt than another."""
         held = context.reusable_tokens if context.tokens_known else {}
-        order: list[tuple[float, int, float, int, Candidate, int, Load]] = []
+        order: list[_Entry] = []
         fewest = length = context.prompt_tokens
         load_of, likely_tokens = context.loads.get, context.likely_tokens
         computed_of = context.computed_tokens.get
         weight, draw = self._decode_weight_tokens, self._rng.random
-        loads = [load_of(candidate.source, NO_LOAD) for candidate in context.candidates]
-        crowded = self._crowded_tokens(loads)
+        context_tokens = most = 0
         for place, candidate in enumerate(context.candidates):
-            source, load = candidate.source, loads[place]
+            source = candidate.source
+            load = load_of(source, NO_LOAD)
             reusable = held.get(source, 0)
             fewest = reusable if reusable < fewest else fewest
             missing = length - reusable
@@ -48,9 +51,13 @@ class PrefixCache:
             cost = load.prefill_tokens + weight * load.decoding + (missing if missing > 0 else 0)
             if load.prefill_tokens:
                 cost -= computed_of(source, 0.0)
-            if load.context_tokens > crowded:
-                cost += self._crowding_weight * (load.context_tokens - crowded)
+            own = load.context_tokens
+            context_tokens += own
+            most = own if own > most else most
             order.append((cost, load.requests, draw(), place, candidate, reusable, load))
+        crowded = self._crowding_from * context_tokens / len(order)
+        if most > crowded:
+            order = [self._charged(entry, crowded) for entry in order]
         order.sort()  # the place is unique, so that a candidate is never compared
         ranking = tuple(
             [
@@ -61,7 +68,9 @@ class PrefixCache:
         reason = "prefix" if ranking[0].reusable_tokens > fewest else "load"
         return Decision(self.name, reason_or_only(context, reason), ranking)
 
-    def _crowded_tokens(self, loads: list[Load]) -> float:
-        """Above so many prompt tokens of open requests a candidate is crowded."""
-        total = sum([load.context_tokens for load in loads])
-        return self._crowding_from * total / len(loads)
+    def _charged(self, entry: _Entry, crowded: float) -> _Entry:
+        """With the price of the context tokens above `crowded`."""
+        over = entry[6].context_tokens - crowded
+        if over <= 0:
+            return entry
+        return (entry[0] + self._crowding_weight * over, *entry[1:])

@@ -19,13 +19,13 @@ def learnt(tokens_per_s: float = 1000.0) -> Progress:
 def test_nothing_counts_as_computed_before_a_pace_is_known() -> None:
     progress = Progress()
     progress.begin(1, 1, 4000, 0.0)
-    assert progress.computed(3.0) == {}
+    assert progress.computed(3.0) == {1: 0.0}
 
 
 def test_a_prompt_is_computed_at_the_pace_that_was_seen() -> None:
     progress = learnt(1000.0)
     progress.begin(1, 2, 4000, 20.0)
-    assert progress.computed(20.0) == {}
+    assert progress.computed(20.0) == {1: 0.0}
     assert progress.computed(21.5) == {1: 1500.0}
 
 
@@ -65,7 +65,7 @@ def test_an_answer_that_comes_whole_teaches_no_pace() -> None:
     progress.begin(1, 1, 1000, 0.0)
     progress.done(1, 1, 60.0, learns=False)
     progress.begin(1, 2, 1000, 60.0)
-    assert progress.computed(61.0) == {}
+    assert progress.computed(61.0) == {1: 0.0}
 
 
 def test_a_short_prompt_teaches_no_pace() -> None:
@@ -73,7 +73,7 @@ def test_a_short_prompt_teaches_no_pace() -> None:
     progress.begin(1, 1, 20, 0.0)
     progress.done(1, 1, 1.0, learns=True)
     progress.begin(1, 2, 1000, 1.0)
-    assert progress.computed(2.0) == {}
+    assert progress.computed(2.0) == {1: 0.0}
 
 
 def test_a_new_pace_counts_a_tenth() -> None:
@@ -91,7 +91,7 @@ def test_a_source_that_was_removed_is_forgotten() -> None:
     progress.leave(1, 2)
     assert progress.computed(21.0) == {}
     progress.begin(1, 3, 1000, 30.0)
-    assert progress.computed(31.0) == {}
+    assert progress.computed(31.0) == {1: 0.0}
 
 
 def test_the_ledger_tells_what_its_loads_no_longer_owe() -> None:
@@ -141,7 +141,7 @@ def test_no_source_has_computed_more_than_it_owes(
                 ledger.move(ticket, source)
         loads = ledger.loads(now)
         for busy, computed in ledger.computed(now).items():
-            assert 0 < computed <= loads[busy].prefill_tokens
+            assert 0 <= computed <= loads[busy].prefill_tokens
     for ticket in tickets:
         ledger.release(ticket)
     assert ledger.computed(now + 1.0) == {}
