@@ -25,6 +25,7 @@ from aibrix_extproc.loadtest.runner import OpenLoop, Sent
 from aibrix_extproc.loadtest.samples import Pages, Sampler
 from aibrix_extproc.loadtest.talk import Style
 from aibrix_extproc.loadtest.usage import CpuUse
+from aibrix_extproc.routing.strategies import STRATEGIES
 from aibrix_extproc.workloads.sessions import Session
 
 STRATEGY_HEADER: Final = "routing-strategy"
@@ -147,6 +148,7 @@ class Campaign:
         run = RunResult(
             strategy,
             [result(sent) for sent in loop.sent],
+            looks_at_prompts=_looks_at_prompts(strategy),
             duration_s=max((_ended_s(sent) for sent in loop.sent), default=0.0),
             interrupted=self._stopped,
             generator_cpu_share=use.generator_share(),
@@ -205,6 +207,12 @@ def _chunks(runs: Sequence[RunResult]) -> int:
         if request.first_token_s is not None
     ]
     return -(-sum(answered) // len(answered)) if answered else 1
+
+
+def _looks_at_prompts(strategy: str) -> bool | None:
+    """None: not one of ours."""
+    factory = STRATEGIES.get(strategy)
+    return None if factory is None else bool(getattr(factory, "needs_tokens", True))
 
 
 async def _model(client: ChatClient, target: Target) -> str:

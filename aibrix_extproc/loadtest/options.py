@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import platform
 import signal
 import sys
@@ -73,8 +74,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where report.json and report.html are written (loadtest-report)",
     )
+    _add_slo(parser)
     _add_target(parser)
     _add_stack(parser)
+
+
+def _add_slo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what counts as good (goodput)").add_argument
+    add("--slo-ttft-ms", type=above_zero, metavar="MS", help="time to first token, at most")
+    add(
+        "--slo-inter-token-ms",
+        type=above_zero,
+        metavar="MS",
+        help="the mean of a request's own gaps between tokens, at most",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
     sessions = _sessions(args)
     job = _job(args, sessions)
+    _folder(args.report)
     watch = partial(_shown, requests=sum(len(session.turns) for session in sessions))
     # As Ctrl-C pressed twice: every context is left, and no process stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -249,20 +263,36 @@ def _shown(name: str, loop: "OpenLoop", requests: int) -> AbstractContextManager
 def _report(args: argparse.Namespace, found: "Found") -> int:
     from rich.console import Console
 
-    from aibrix_extproc.loadtest import show
+    from aibrix_extproc.loadtest.report.report import summarise
+    from aibrix_extproc.loadtest.report.table import table
+    from aibrix_extproc.loadtest.report.write import write
 
-    Console().print(show.table(found.runs))
-    requests = [request for run in found.runs for request in run.requests]
     for folder in found.logs:
         print(f"the logs of all processes are kept in {folder}", file=sys.stderr)
-    if any(run.interrupted for run in found.runs) or not found.runs:
+    if not found.runs:
         return INTERRUPTED
-    return 1 if any(request.error for request in requests) else 0
+    report = summarise(results(args, found))
+    Console().print(table(report))
+    for path in write(report, args.report):
+        print(f"written: {path}", file=sys.stderr)
+    if any(run.interrupted for run in found.runs):
+        return INTERRUPTED
+    return 1 if any(run.errors for run in report.runs) else 0
+
+
+def _folder(path: Path) -> None:
+    """A report that cannot be written is told before anything is sent."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--report {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise SettingsError(f"--report {path}: nothing can be written there")
 
 
 def results(args: argparse.Namespace, found: "Found") -> "LoadTest":
     """All that was found, and what was asked for."""
-    from aibrix_extproc.loadtest.report.results import Environment, LoadTest
+    from aibrix_extproc.loadtest.report.results import Environment, LoadTest, Slo
     from aibrix_extproc.loadtest.usage import cores
 
     return LoadTest(
@@ -279,13 +309,22 @@ def results(args: argparse.Namespace, found: "Found") -> "LoadTest":
         ),
         runs=found.runs,
         options=_told(args),
+        slo=Slo(_seconds(args.slo_ttft_ms), _seconds(args.slo_inter_token_ms)),
         null_run=found.null_run,
     )
 
 
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+_ALWAYS_TOLD: Final = ("duration", "max_open", "slo_ttft_ms", "slo_inter_token_ms")
+
+
 def _told(args: argparse.Namespace) -> dict[str, str | int | float | bool | None]:
     own = ("pods", "num_blocks", "block_size", "prefill_us_per_token", "decode_ms_per_token")
-    told = workloads.settled(args, SHAPE) | {"duration": args.duration, "max_open": args.max_open}
+    told = workloads.settled(args, SHAPE)
+    told |= {name: getattr(args, name) for name in _ALWAYS_TOLD}
     if args.url:
         told |= {"url": args.url, "ignore_eos": args.ignore_eos}
     else:

@@ -104,15 +104,9 @@ def _decision(project: Project, request_id: str) -> tuple[str, str]:
 
 
 def loadtest(project: Project) -> str:
-    """The profile `loadtest`, through Envoy, without a failure."""
+    """The profile `loadtest`, through Envoy, without a failure: its exit code would say so."""
     said = project.compose("run", "--rm", "-T", "loadtest", timeout_s=180)
-    figures = dict(re.findall(r"│ (\S[^│]*?)\s*│\s*(\S[^│]*?) │", said))
-    if figures.get("errors") != "0":
-        raise Failed(said[-1500:])
-    return (
-        f"{figures['requests']} requests, 0 errors, hit ratio {figures['hit ratio (usage)']}, "
-        f"TTFT p50 {figures['TTFT p50']}"
-    )
+    return next(line.strip() for line in said.splitlines() if line.strip())
 
 
 def engine_scaled_away(project: Project) -> str:

@@ -7,7 +7,6 @@ Docker is not needed: each container becomes a process on an address of its own 
 import ipaddress
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -243,7 +242,7 @@ def test_every_service_runs_as_it_stands(mounts: Path) -> None:
             load.command, capture_output=True, text=True, check=False, env=dict(os.environ)
         )
         assert result.returncode == 0, result.stdout + result.stderr
-        assert re.search(r"errors\s*│\s*0 ", result.stdout), result.stdout
+        assert "240 of 240 ended, 0 open, 0 errors" in result.stderr
 
 
 def running(process: Process) -> bool:

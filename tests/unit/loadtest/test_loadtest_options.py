@@ -15,6 +15,7 @@ from tests.support import eventually_async
 
 COMMAND = [sys.executable, "-m", "aibrix_extproc.cli", "loadtest"]
 SMALL = ("--sessions", "20", "--rate", "200", "--prefix-tokens", "100", "--no-null-run")
+HIDDEN = ("--think", "0.01", "--header", "authorization: Bearer secret")
 
 
 def spawn(processes: Processes, *options: str) -> Process:
@@ -25,10 +26,17 @@ def spawn(processes: Processes, *options: str) -> Process:
 async def test_it_asks_a_gateway_and_shows_the_figures() -> None:
     with Processes() as processes:
         engine = await start_engine(processes, "engine", ["--time-scale", "0"])
-        process = spawn(processes, "multi-turn", "--url", engine.url, *SMALL, "--think", "0.01")
+        process = spawn(processes, "multi-turn", "--url", engine.url, *SMALL, *HIDDEN)
         assert await process.wait() == 0, process.tail()
         assert "80 of 80 ended, 0 open, 0 errors" in process.log_path.read_text()
         assert "hit ratio" in process.out_path.read_text()
+        found = json.loads((processes.folder / "report" / "report.json").read_text())
+        assert "no null run was made" in process.out_path.read_text()
+        assert (processes.folder / "report" / "report.html").is_file()
+    assert found["test"]["model"] == "tiny"
+    assert found["test"]["options"]["prefix_tokens"] == 100
+    assert found["runs"][0]["answered"] == 80
+    assert "authorization" not in json.dumps(found)
 
 
 async def test_a_file_of_requests_is_sent_as_it_is(tmp_path: Path) -> None:
@@ -94,6 +102,7 @@ async def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:
         (["unique", "--strategy", "best"], "choose from"),
         (["unique", "--envoy", "/no/such"], "make setup"),
         (["unique", "--duration", "1e-6"], "no session begins"),
+        (["unique", "--report", "/proc/no"], "--report /proc/no"),
         (["replay"], "loadtest replay PATH"),
         (["replay", "no-such-file"], "no-such-file"),
     ],
