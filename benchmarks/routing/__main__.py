@@ -12,7 +12,7 @@ from typing import Any, Final
 from aibrix_extproc.simulate.names import NAMES
 from benchmarks.routing.cases import CASES, FIRST_SEED, SETS
 from benchmarks.routing.cells import Cell, run
-from benchmarks.routing.judge import gathered, table, verdicts
+from benchmarks.routing.judge import gathered, summary, table, verdicts
 
 _RESULTS: Final = Path("bench-results/routing.jsonl")
 
@@ -84,11 +84,14 @@ def _judge(args: argparse.Namespace) -> None:
         and row["case"] in (args.case or [row["case"]])
     ]
     for of_set in args.set or SETS:
-        for case, strategies in gathered(rows, of_set).items():
+        cases = gathered(rows, of_set)
+        if cases:
+            print("\n".join(("", f"## {of_set}", "", *summary(cases))))
+        for case, strategies in cases.items():
             seeds = min(len(figures) for figures in strategies.values())
             print(f"\n### {of_set}: {case} ({seeds} seeds)\n")
             print("\n".join(table(strategies)))
-            print("\n".join(verdicts(strategies)))
+            print("", *verdicts(strategies), sep="\n")
 
 
 if __name__ == "__main__":
