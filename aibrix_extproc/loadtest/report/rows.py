@@ -69,7 +69,7 @@ GROUPS: Final = (
         ),
     ),
     Group(
-        "Busiest pod, by the mean",
+        "Busiest pod by mean",
         (
             Row("requests", "requests_spread", words.factor),
             Row("prompt computed", "prefill_spread", words.factor),

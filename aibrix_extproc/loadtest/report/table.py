@@ -16,7 +16,7 @@ from aibrix_extproc.loadtest.report.words import clean, count
 
 COLUMNS: Final = 4
 """Strategies beside each other; more make another table below."""
-_NAME_WIDTH: Final = 13
+_NAME_WIDTH: Final = 12
 
 
 def table(report: Report) -> RenderableType:

@@ -20,7 +20,7 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
     Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document(report), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document(report), indent=1, allow_nan=False)
     return (
         _put(folder / JSON_NAME, text + "\n"),
         _put(folder / HTML_NAME, page(report)),
