@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aibrix_extproc.extproc.messages import PREFERENCE_HEADERS
 from aibrix_extproc.stack.processes import free_port
 from tests.manifests import gateway_envoy
 from tests.manifests.crds import NEWEST
@@ -341,6 +342,15 @@ async def test_a_pod_that_does_not_answer_is_given_up_after_the_connect_timeout(
 
 
 # -- EnvoyPatchPolicy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [BASE, PATCHED, AIBRIX], ids=lambda one: one.name)
+async def test_what_clients_may_choose_by_reaches_the_processor(one: Set) -> None:
+    chosen = {name: f"a client's {name}" for name in PREFERENCE_HEADERS}
+    async with rig(one) as r:
+        assert (await r.post(headers=chosen))[0] == 200
+        (seen,) = r.processor.seen
+        assert chosen.items() <= seen.items()
 
 
 @pytest.mark.parametrize("one", [BASE, PATCHED], ids=lambda one: one.name)
