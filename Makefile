@@ -98,6 +98,10 @@ routing-study: $(READY)
 	$(BIN)/python -m benchmarks.routing run --traces $(TRACES) $(BENCH)
 	$(BIN)/python -m benchmarks.routing judge
 
+# Whether the load test holds 150 requests in a second, all of it on this machine: two minutes.
+load: setup
+	$(BIN)/python -m benchmarks.load --envoy $(ENVOY) $(BENCH)
+
 # The pictures of the live page in docs/, made by a real Chromium.
 screenshot: $(READY)
 	$(BIN)/python -m tests.live_screenshot

@@ -27,6 +27,10 @@ _FIRST_WORD: Final = 16
 
 _PIECE: Final = re.compile(r" ?\w{1,6}|\s{1,4}|[^\w\s]{1,2}")
 _CACHED_PIECES: Final = 200_000
+_LONG_TEXT: Final = 1_000
+"""Letters. The ids of longer texts are kept: system prompts come again and again."""
+_CACHED_IDS: Final = 2_000_000
+"""Of all long texts together, 16 MB."""
 
 _ONSETS: Final = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 _VOWELS: Final = ("a", "e", "i", "o", "u")
@@ -74,12 +78,14 @@ class WordTokenizer:
         self._range = vocab_size - _FIRST_WORD
         self._pieces: dict[str, int] = {}
         self._texts: dict[int, str] = {}
+        self._long: dict[str, list[int]] = {}
+        self._long_ids = 0
         self._first, self._following = self._answer_vocabulary(answer_words)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """See `Tokenizer`."""
         ids = [BOS] if add_special_tokens else []
-        ids.extend(map(self._id, _PIECE.findall(text)))
+        ids += self._ids(text) if len(text) < _LONG_TEXT else self._long_text(text)
         return ids
 
     def encode_chat(self, chat: ChatPrompt) -> list[int]:
@@ -122,6 +128,18 @@ class WordTokenizer:
             END_HEADER,
             *self.encode("\n\n", False),
         ]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(map(self._id, _PIECE.findall(text)))
+
+    def _long_text(self, text: str) -> list[int]:
+        known = self._long.get(text)
+        if known is None:
+            known = self._long[text] = self._ids(text)
+            self._long_ids += len(known)
+            while self._long_ids > _CACHED_IDS and len(self._long) > 1:
+                self._long_ids -= len(self._long.pop(next(iter(self._long))))
+        return known
 
     def _id(self, piece: str) -> int:
         known = self._pieces.get(piece)

@@ -56,6 +56,19 @@ def test_a_token_is_about_a_word_or_six_letters() -> None:
     assert len(text) / 8 < len(TOKENIZER.encode(text)) < len(text) / 3
 
 
+def test_a_long_text_that_comes_again_has_the_same_ids_however_many_came_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aibrix_extproc.fakes.tokenizer._CACHED_IDS", 1500)
+    tokenizer = WordTokenizer()
+    texts = [f"{n} " + "a long prompt of words " * 100 for n in range(4)]
+    first = [tokenizer.encode(text) for text in texts]
+    first[3].append(0)  # what a caller does to its list is its own affair
+    assert [tokenizer.encode(text) for text in texts] == [*first[:3], first[3][:-1]]
+    assert first[0] == WordTokenizer().encode(texts[0])
+    assert tokenizer._long_ids == sum(map(len, tokenizer._long.values())) <= 1500
+
+
 @given(st.lists(st.integers(16, 128_000), max_size=80), st.integers(1, 60))
 def test_an_answer_tokenizes_to_the_ids_that_it_was_generated_as(
     prompt: list[int], length: int
