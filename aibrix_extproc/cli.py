@@ -5,6 +5,7 @@ or an option that cannot be used. A command's parts are imported only when it is
 """
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ log = logging.getLogger("aibrix_extproc")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale may lack what names and words hold
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args))
     except SettingsError as error:

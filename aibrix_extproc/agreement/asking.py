@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import aiohttp
-import msgspec
 
 from aibrix_extproc.agreement.counters import Counted, read_counters
-from aibrix_extproc.agreement.fingerprints import CHAT, TEXT, Fingerprint, digest
+from aibrix_extproc.agreement.fingerprints import CHAT, TEXT, Fingerprint, digest, ids_of
 from aibrix_extproc.kvevents.capacity import Capacity, read_capacities
 from aibrix_extproc.kvusage.page import read_usage
 from aibrix_extproc.logs import StateLog
@@ -28,13 +27,6 @@ _MAX_REPLY_BYTES: Final = 8 * 1024 * 1024
 """vLLM's `/metrics` has some 100 KB for each rank."""
 _WILL_NOT: Final = (400, 404, 405, 422, 501)
 """A model without a chat template, or one that is not served here: an answer, no failure."""
-
-
-class _Tokenized(msgspec.Struct):
-    tokens: list[int]
-
-
-_tokens_of: Final = msgspec.json.Decoder(_Tokenized).decode
 
 
 class AskFailed(Exception):
@@ -138,10 +130,10 @@ class EngineAsker:
             return None
         if status != 200:
             raise AskFailed("tokenize_status", f"/tokenize answered {status}")
-        try:
-            return array("I", _tokens_of(reply).tokens)
-        except (msgspec.DecodeError, OverflowError, ValueError, TypeError):
-            raise AskFailed("tokenize_reply", "no tokens in the reply of /tokenize") from None
+        ids = ids_of(reply)
+        if ids is None:
+            raise AskFailed("tokenize_reply", "no tokens in the reply of /tokenize")
+        return ids
 
     async def _call(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
         kind = "metrics" if method == "GET" else "tokenize"

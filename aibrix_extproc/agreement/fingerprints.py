@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 TEXT: Final = (
     "The quick brown fox: 12345 + 67.89 = 12412.89!\n\n"
     "\tdef f(x):  return x**2   # e\u0301t\u00e9, na\u00efve, \u6771\u4eac, \U0001f600 <|end|>"
@@ -28,12 +30,27 @@ CHAT: Final = (
 ways of their own."""
 
 
+class _Tokenized(msgspec.Struct):
+    tokens: list[int]
+
+
+_tokens_of: Final = msgspec.json.Decoder(_Tokenized).decode
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What one tokenizer made of both; None where it would not (a model without a template)."""
 
     text: str | None
     chat: str | None
+
+
+def ids_of(reply: bytes) -> "array[int] | None":
+    """The ids in a reply of `/tokenize`; None where there are none."""
+    try:
+        return array("I", _tokens_of(reply).tokens)
+    except (msgspec.DecodeError, RecursionError, OverflowError, ValueError, TypeError):
+        return None
 
 
 def digest(ids: "array[int]") -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import yaml
 from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 
@@ -26,6 +27,15 @@ from aibrix_extproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
+BAD_KUBECONFIG: Final = (
+    config.ConfigException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+"""What the client's reader raises for a file that is missing, or is none."""
 _JOIN_S: Final = 2.0
 _FAULT_PAUSE_S: Final = 1.0
 
@@ -185,9 +195,10 @@ def load_client() -> ApiClient:
     except config.ConfigException as outside:
         try:
             config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        except config.ConfigException as error:
+        except BAD_KUBECONFIG as error:
+            why = " ".join(str(error).split())
             raise SettingsError(
-                f"no Kubernetes to watch: {outside} {error} Run in a cluster, set KUBECONFIG, or "
+                f"no Kubernetes to watch: {outside} {why} Run in a cluster, set KUBECONFIG, or "
                 "list the pods in a file and set AIBRIX_EXTPROC_ENDPOINTS_FILE"
             ) from None
     return ApiClient(configuration)

@@ -36,6 +36,8 @@ class _Source(msgspec.Struct):
     replay_endpoint: str | None = None
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""The last: brackets within brackets, without end."""
 _models_decoder: Final = msgspec.json.Decoder(_Models)
 _sources_decoder: Final = msgspec.json.Decoder(dict[str, _Source])
 
@@ -48,7 +50,7 @@ def parse_models(body: bytes) -> tuple[tuple[ListedModel, ...], int]:
     """
     try:
         entries = _models_decoder.decode(body).data
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise BadReply(str(error)) from None
     distinct = {entry.id: entry.parent for entry in reversed(entries)}
     fit = [name for name in reversed(distinct) if 0 < len(name) <= MAX_NAME_CHARS][:MAX_NAMES]
@@ -65,7 +67,7 @@ def parse_sources(body: bytes, address: str) -> tuple[Rank, ...]:
     """
     try:
         sources = _sources_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise BadReply(str(error)) from None
     if len(sources) > ports.MAX_RANKS:
         raise BadReply(f"{len(sources)} ranks")

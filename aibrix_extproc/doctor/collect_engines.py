@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import msgspec
-
 from aibrix_extproc.agreement.counters import read_counters
-from aibrix_extproc.agreement.fingerprints import CHAT, TEXT, Fingerprint, digest
+from aibrix_extproc.agreement.fingerprints import CHAT, TEXT, Fingerprint, digest, ids_of
 from aibrix_extproc.discovery.pods import ListedModel, Pod, Rank
 from aibrix_extproc.discovery.probe_replies import BadReply, parse_models, parse_sources
 from aibrix_extproc.doctor.calls import Caller
@@ -23,15 +21,10 @@ from aibrix_extproc.doctor.facts import Answer, CacheConfig, Engine, Pods, Token
 from aibrix_extproc.settings import Settings
 
 _INFO: Final = re.compile(r"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)
-_LABEL: Final = re.compile(r'(\w+)="([^"\n]*)"')
+_LABEL: Final = re.compile(r'\b(\w+)="([^"\n]*)"')
+_MAX_DIGITS: Final = 5
+"""Of a block size: a number that no engine has is none."""
 _ANSWERED: Final = 200
-
-
-class _Tokenized(msgspec.Struct):
-    tokens: list[int]
-
-
-_tokens_of: Final = msgspec.json.Decoder(_Tokenized).decode
 
 
 async def ask_engines(caller: Caller, pods: Pods, settings: Settings) -> tuple[Engine, ...]:
@@ -97,12 +90,7 @@ def _digest(answer: Answer) -> str | None:
 
 def token_ids(answer: Answer) -> "array[int] | None":
     """The ids of an answer of `/tokenize`; None where there are none."""
-    if answer.failure or answer.status != _ANSWERED:
-        return None
-    try:
-        return array("I", _tokens_of(answer.body).tokens)
-    except (msgspec.DecodeError, OverflowError, ValueError, TypeError):
-        return None
+    return None if answer.failure or answer.status != _ANSWERED else ids_of(answer.body)
 
 
 def _models(answer: Answer) -> tuple[ListedModel, ...] | None:
@@ -133,7 +121,7 @@ def _cache(labels: Mapping[str, str]) -> CacheConfig:
     size = labels.get("block_size", "")
     caching = labels.get("enable_prefix_caching", "").lower()
     return CacheConfig(
-        int(size) if size.isdigit() else None,
+        int(size) if size.isascii() and size.isdigit() and len(size) <= _MAX_DIGITS else None,
         {"true": True, "false": False}.get(caching),
         labels.get("engine", ""),
     )
@@ -148,6 +136,6 @@ def error_text(answer: Answer) -> str:
         body = json.loads(answer.body)
         error = body.get("error", body) if isinstance(body, dict) else {}
         message = error.get("message", "") if isinstance(error, dict) else error
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return f"status {answer.status}" + (f", {str(message)[:120]}" if message else "")

@@ -18,7 +18,7 @@ from aibrix_extproc.discovery.endpoints_file import MAX_FILE_BYTES
 from aibrix_extproc.discovery.endpoints_format import BadEndpoints, parse_pods
 from aibrix_extproc.discovery.kube_pages import TooLarge, check_count, read_page
 from aibrix_extproc.discovery.kube_pods import Meta, PodObject, to_pod
-from aibrix_extproc.discovery.kubernetes import load_client
+from aibrix_extproc.discovery.kubernetes import BAD_KUBECONFIG, load_client
 from aibrix_extproc.doctor.facts import KubernetesFacts, Missing, Pods, Workload
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.settings import Settings
@@ -106,8 +106,9 @@ def _client(kubeconfig: str) -> ApiClient:
     configuration.retries = 0
     try:
         config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as error:
-        raise SettingsError(f"--kubeconfig: {error}") from None
+    except BAD_KUBECONFIG as error:
+        why = " ".join(str(error).split())
+        raise SettingsError(f"--kubeconfig: {kubeconfig} cannot be used: {why}") from None
     return ApiClient(configuration)
 
 

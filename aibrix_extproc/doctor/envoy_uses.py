@@ -201,7 +201,7 @@ def _regex(matcher: Config, text: str) -> bool:
 
 def _port(address: str) -> int:
     port = address.rpartition(":")[2]
-    return int(port) if port.isdigit() else 0
+    return int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
 
 
 def distinct(found: Sequence[Use]) -> list[Use]:

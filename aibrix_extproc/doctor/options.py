@@ -5,6 +5,7 @@ Exit codes: 0 nothing red, 1 something red, 2 an option that cannot be used.
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -68,10 +69,14 @@ def run(args: argparse.Namespace) -> int:
     environment = read_environment_file(args.env_file) if args.env_file else None
     findings = run_checks(asyncio.run(collect(asked, environment)))
     exit_code = EXIT_RED if worst(findings) is Severity.RED else 0
-    if args.json:
-        sys.stdout.write(as_json(findings, exit_code) + "\n")
-    else:
-        print_text(findings, Console(highlight=False))
+    try:
+        if args.json:
+            sys.stdout.write(as_json(findings, exit_code) + "\n")
+        else:
+            print_text(findings, Console(highlight=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code
 
 

@@ -7,13 +7,15 @@ its index.
 """
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
+import msgspec
 
 from aibrix_extproc.errors import ExtprocError
 from aibrix_extproc.index.saved import decode
@@ -30,16 +32,47 @@ LOOK_S: Final = 10.0
 """Between two snapshots, at least."""
 OFF: Final = "off"
 
+T = TypeVar("T")
+
 
 class ServerUnreadable(ExtprocError):
     """The debug port cannot be read; the message says why, and what to check."""
+
+
+class _Source(msgspec.Struct, frozen=True):
+    """One entry of `/debug/sources`, as far as it is shown."""
+
+    pod: str
+    rank: int
+    model: str
+    state: str | None
+    stale: bool
+    sequence: int | None
+    lag_s: float | None
+    placements: int
+    event_endpoint: str | None
+    pending_bytes: int
+    full: bool
+
+    def __post_init__(self) -> None:
+        numbers = (self.rank, self.sequence or 0, self.placements, self.pending_bytes)
+        if not all(0 <= number < 2**64 for number in numbers):
+            raise ValueError("a number is below 0, or has more than 64 bits")
+
+    @property
+    def name(self) -> str:
+        return _shown(self.pod, self.rank)
+
+
+_sources_of: Final = msgspec.json.Decoder(list[_Source]).decode
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
     """What the server said at one moment."""
 
-    sources: Sequence[Mapping[str, Any]]
+    sources: Sequence[_Source]
     notes: tuple[str, ...]
 
 
@@ -79,7 +112,7 @@ class Server:
         with self._lock:
             pages, failed = self._pages, self._failed
             now = time.monotonic()
-            rows = tuple(self._row(page, now) for page in pages.sources) if pages else ()
+            rows = tuple(self._row(source, now) for source in pages.sources) if pages else ()
         return View(
             rows=rows,
             now=time.time(),
@@ -121,13 +154,12 @@ class Server:
                 pace.took(time.monotonic() - began)
 
     def _read(self) -> _Pages:
-        sources = self._get("/debug/sources")
-        if not isinstance(sources, list) or not all(_is_source(one) for one in sources):
-            raise ServerUnreadable(f"{self._url}/debug/sources: the answer has another shape")
-        notes = (*_warnings(self._get("/debug/agreement")), *_moved(self._get("/debug/levers")))
-        return _Pages(sources, notes)
+        sources = self._get("/debug/sources", _sources_of)
+        warnings = self._get("/debug/agreement", lambda body: _warnings(json.loads(body)))
+        moved = self._get("/debug/levers", lambda body: _moved(json.loads(body)))
+        return _Pages(sources, (*warnings, *moved))
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str, read: Callable[[bytes], T]) -> T:
         try:
             reply = self._client.get(path)
             if reply.status_code != 200:
@@ -135,24 +167,28 @@ class Server:
                     f"{self._url}{path} answered {reply.status_code}: is it the debug port "
                     "(AIBRIX_EXTPROC_DEBUG_ADDRESS, 8081)?"
                 )
-            return reply.json()
+            return read(reply.content)
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
             raise ServerUnreadable(f"{self._url}{path} cannot be read: {why}") from None
-        except ValueError:
-            raise ServerUnreadable(f"{self._url}{path}: the answer is no JSON") from None
+        except _UNREADABLE as error:
+            raise ServerUnreadable(
+                f"{self._url}{path}: the answer has another shape: {readable(str(error))}"
+            ) from None
 
     def _take(self, pages: _Pages) -> None:
         now = time.monotonic()
         with self._lock:
-            for page in pages.sources:
-                self._count(page, now)
+            for source in pages.sources:
+                self._count(source, now)
+            for gone in self._rates.keys() - {source.name for source in pages.sources}:
+                del self._rates[gone]
             self._pages, self._failed = pages, None
 
-    def _count(self, page: Mapping[str, Any], now: float) -> None:
+    def _count(self, source: _Source, now: float) -> None:
         """Batches since the last reading: the numbers of one process grow by one each."""
-        name, sequence = _name(page), page["sequence"]
-        if not isinstance(sequence, int):
+        name, sequence = source.name, source.sequence
+        if sequence is None:
             return
         before, rates = self._rates.get(name, (sequence, Rates(1)))
         rates.add(0, max(0, sequence - before), now)
@@ -177,34 +213,24 @@ class Server:
         finally:
             file.close()
 
-    def _row(self, page: Mapping[str, Any], now: float) -> Row:
-        name = _name(page)
+    def _row(self, source: _Source, now: float) -> Row:
+        name = source.name
         rates = self._rates.get(name)
         orphans = self._holdings.orphans.get(name) if self._holdings else None
         return Row(
             name=name,
-            state=readable(str(page["state"] or OFF)),
-            stale=page["stale"],
-            endpoint=page["event_endpoint"],
-            model=readable(str(page["model"])),
-            sequence=page["sequence"],
+            state=readable(source.state or OFF),
+            stale=source.stale,
+            endpoint=source.event_endpoint,
+            model=readable(source.model),
+            sequence=source.sequence,
             orphans=orphans,
-            lag_s=page["lag_s"],
+            lag_s=source.lag_s,
             batches_per_s=rates[1].per_s(now)[0] if rates else None,
-            held=page["placements"],
-            waiting_bytes=page["pending_bytes"],
-            full=page["full"],
+            held=source.placements,
+            waiting_bytes=source.pending_bytes,
+            full=source.full,
         )
-
-
-def _is_source(page: object) -> bool:
-    needed = {"pod", "rank", "model", "state", "stale", "sequence", "lag_s", "placements"}
-    needed |= {"event_endpoint", "pending_bytes", "full"}
-    return isinstance(page, dict) and needed <= set(page)
-
-
-def _name(page: Mapping[str, Any]) -> str:
-    return _shown(str(page["pod"]), int(page["rank"]))
 
 
 def _head_name(head: RecordHead) -> str:
@@ -221,17 +247,21 @@ def _warnings(page: Any) -> list[str]:
     models = page.get("models", {}) if isinstance(page, dict) else {}
     lines = []
     for model, said in models.items() if isinstance(models, dict) else ():
-        warnings = said.get("warnings", []) if isinstance(said, dict) else []
-        lines += [f"{model}: {_warning(warning)}" for warning in warnings]
+        warnings = said.get("warnings") if isinstance(said, dict) else None
+        lines += [f"{readable(model)}: {_warning(warning)}" for warning in _listed(warnings)]
     return lines
 
 
 def _warning(said: Any) -> str:
     if not isinstance(said, dict):
-        return str(said)
-    pods = ", ".join(map(str, said.get("pods", [])))
-    likely = [str(cause) for cause in said.get("likely_causes", [])][:1]
+        return readable(str(said))
+    pods = ", ".join(map(str, _listed(said.get("pods"))))
+    likely = [str(cause) for cause in _listed(said.get("likely_causes"))][:1]
     return readable(": ".join([f"{said.get('kind')} ({pods})", *likely]))
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _moved(page: Any) -> list[str]:
@@ -239,6 +269,6 @@ def _moved(page: Any) -> list[str]:
     levers = page.get("levers", {}) if isinstance(page, dict) else {}
     return [
         readable(f"lever {name} is {said.get('now')} (default {said.get('default')})")
-        for name, said in levers.items()
+        for name, said in (levers.items() if isinstance(levers, dict) else ())
         if isinstance(said, dict) and said.get("at_default") is False
     ]

@@ -61,7 +61,12 @@ def test_names_past_the_bound_empty_or_endless_are_left_out_and_counted() -> Non
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"data": null}', b'{"data": [{"id": 7}]}', b"\xff"]
+    "body",
+    [
+        *(b"", b"<html>", b"[]", b"{}", b'{"data": null}', b'{"data": [{"id": 7}]}', b"\xff"),
+        b'{"x": ' + b"[" * 100_000,
+    ],
+    ids=lambda body: repr(body[:20]),
 )
 def test_a_reply_that_lists_no_models_is_bad(body: bytes) -> None:
     with pytest.raises(BadReply):
@@ -108,7 +113,9 @@ def test_a_rank_whose_events_cannot_be_reached_has_no_endpoint(fields: dict[str,
         sources_body(r0=source(endpoint="tcp://*:99999")),
         sources_body(r0=source(endpoint=5557)),
         json.dumps({str(i): source() for i in range(1025)}).encode(),
+        b'{"0": {"x": ' + b"[" * 100_000,
     ],
+    ids=lambda body: repr(body[:20]),
 )
 def test_a_reply_that_names_no_ranks_is_bad(body: bytes) -> None:
     with pytest.raises(BadReply):

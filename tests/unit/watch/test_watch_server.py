@@ -1,16 +1,20 @@
 """A real server's debug port, watched."""
 
+import http.server
+import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from aibrix_extproc.watch.rows import View, troubles
+from aibrix_extproc.watch.rows import Sort, View, troubles
 from aibrix_extproc.watch.server import Server, ServerUnreadable
+from aibrix_extproc.watch.text import line, summary
 from tests.kv_publisher import KvPublisher, stored
 from tests.support import eventually, free_port
 
@@ -157,3 +161,126 @@ def test_another_page_is_told(running: Running) -> None:
     with pytest.raises(ServerUnreadable, match=r"answered 404: is it the debug port"):
         elsewhere.start()
     elsewhere.close()
+
+
+# -- a server that is none ------------------------------------------------------------------------
+
+SOURCE = {
+    **{
+        "pod": "default/a",
+        "rank": 0,
+        "model": "m",
+        "state": "EXACT",
+        "stale": False,
+        "full": False,
+    },
+    **{"sequence": 7, "lag_s": 0.1, "placements": 3, "event_endpoint": None, "pending_bytes": 0},
+}
+ESCAPE = "\x1b[2J"
+"""Clears a terminal."""
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """Answers what a test has put down."""
+
+    pages: dict[str, str]
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.pages[self.path].encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def pages() -> Iterator[tuple[str, dict[str, str]]]:
+    """The URL of a server, and its pages by their paths."""
+    kind = type("These", (Pages,), {"pages": {"/debug/agreement": "{}", "/debug/levers": "{}"}})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}", kind.pages  # type: ignore[attr-defined]
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+Served = tuple[str, dict[str, str]]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "[7]",
+        "{}",
+        '{"x": ' + "[" * 100_000,
+        json.dumps([SOURCE | {"rank": "x"}]),
+        json.dumps([SOURCE | {"lag_s": float("nan")}]),
+        json.dumps([SOURCE | {"placements": 10**400}]),
+        json.dumps([SOURCE | {"sequence": -1}]),
+    ],
+    ids=["numbers", "no list", "endless", "no rank", "no number", "huge", "below 0"],
+)
+def test_sources_of_another_shape_are_told(pages: Served, page: str) -> None:
+    url, served = pages
+    served["/debug/sources"] = page
+    station = Server(url)
+    with pytest.raises(ServerUnreadable, match="/debug/sources: the answer has another shape"):
+        station.start()
+    station.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        7,
+        {"models": []},
+        {"models": {"m": 7}},
+        {"models": {"m": {"warnings": 7}}},
+        {"models": {"m": {"warnings": [7, {"pods": 7, "likely_causes": None}]}}},
+    ],
+)
+def test_warnings_and_levers_of_another_shape_break_nothing(pages: Served, said: object) -> None:
+    url, served = pages
+    served |= {
+        "/debug/sources": json.dumps([SOURCE]),
+        "/debug/agreement": json.dumps(said),
+        "/debug/levers": json.dumps({"levers": said}),
+    }
+    station = Server(url)
+    station.start()
+    assert [row.name for row in station.view().rows] == ["a"]
+    station.close()
+
+
+def test_nothing_that_a_server_says_steers_the_terminal(pages: Served) -> None:
+    url, served = pages
+    bad = {"pod": f"default/{ESCAPE}", "model": ESCAPE, "state": ESCAPE}
+    warning = {"kind": ESCAPE, "pods": [ESCAPE], "likely_causes": [ESCAPE]}
+    served |= {
+        "/debug/sources": json.dumps([SOURCE | bad]),
+        "/debug/agreement": json.dumps({"models": {ESCAPE: {"warnings": [ESCAPE, warning]}}}),
+        "/debug/levers": json.dumps({"levers": {ESCAPE: {"now": ESCAPE, "at_default": False}}}),
+    }
+    station = Server(url)
+    station.start()
+    view = station.view()
+    station.close()
+    assert len(view.notes) == 3
+    assert "\x1b" not in "".join([*summary(view, Sort.NAME), line(view), *view.notes])
+
+
+def test_what_is_gone_is_not_remembered(pages: Served) -> None:
+    url, served = pages
+    served["/debug/sources"] = json.dumps([SOURCE | {"pod": f"a{n}"} for n in range(5)])
+    station = Server(url, interval_s=0.05)
+    station.start()
+    assert len(station._rates) == 5
+    served["/debug/sources"] = json.dumps([SOURCE])
+    try:
+        eventually(lambda: len(station._rates) == 1)
+    finally:
+        station.close()
