@@ -178,8 +178,11 @@ def _group(
     holders = [one for place, one in enumerate(held) if mask >> place & 1]
     placed = []
     for one in holders:
-        known, names = chains.get(one.name), dict(zip(one.keys, one.names, strict=True))
-        notes = [(known.find(names[key]), key) for key in keys] if known else []
+        known = chains.get(one.name)
+        if known is None:
+            continue
+        names = dict(zip(one.keys, one.names, strict=True))
+        notes = [(known.find(names[key]), key) for key in keys]
         placed = [(note.depth, key, note.tokens) for note, key in notes if note is not None]
         if placed:
             break

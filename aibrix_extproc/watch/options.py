@@ -186,9 +186,9 @@ def _logging_to(handler: logging.Handler, once: bool) -> Iterator[None]:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0.05 <= number <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not 0.05 or more")
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0.05 to 1e9")
     return number
 
 
@@ -196,10 +196,18 @@ def _speed(text: str) -> float:
     """0 for `max`."""
     if text == "max":
         return 0.0
-    number = float(text)
+    number = _number(text)
     if not 0 < number <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is neither max nor above 0")
+        raise argparse.ArgumentTypeError(f"{text} is neither max nor a number up to 1e6, above 0")
     return number
+
+
+def _number(text: str) -> float:
+    """NaN for a text that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _size(text: str) -> int:

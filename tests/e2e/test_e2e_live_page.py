@@ -275,3 +275,22 @@ async def test_a_paused_list_stands_still_and_then_catches_up(chromium: Browser)
         world.views[0] = replace(world.views[0], placements=123_456)
         await page.until("document.getElementById('pod-table').textContent.includes('123,456')")
         await chromium.close(page)
+
+
+async def test_a_row_that_went_takes_none_of_the_next_process_with_it(chromium: Browser) -> None:
+    """Another process numbers its sources anew, within the seconds that a row is shown as gone."""
+    world = LiveWorld(2)
+    async with live_server(world) as url:
+        page = await chromium.open(f"{url}/")
+        await page.until(LIVE)
+        await page.evaluate("window.later = [], window.setTimeout = (what) => later.push(what)")
+        number = world.views.pop().source
+        await page.until("document.querySelectorAll('#pod-table tr.gone').length === 1")
+        new = {"pod": "default/new", "rank": 0, "model": "m", "health": "ok", "picks": 0}
+        rows = json.dumps({number: new | {"blocks": 1, "requests": 0, "prefill": 0}})
+        await page.evaluate(
+            "import('/live/pods.js').then((pods) => {"
+            f" pods.replace({rows}); later.forEach((what) => what()); pods.draw(); }})"
+        )
+        assert await page.evaluate(NAMES) == ["new"]
+        await chromium.close(page)

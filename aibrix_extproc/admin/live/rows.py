@@ -24,10 +24,10 @@ class Health(StrEnum):
 
     UNREACHABLE = "unreachable"
     """Its API port refuses connections, or does not answer."""
-    NOT_READY = "not ready"
-    """Discovery says so: it starts, ends, or fails its own check."""
     OUT = "taken out"
     """An operator did, with the lever pod-out."""
+    NOT_READY = "not ready"
+    """Discovery says so: it starts, ends, or fails its own check."""
     CUT = "events cut"
     """Its event port is not connected."""
     STALE = "stale"

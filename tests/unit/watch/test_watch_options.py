@@ -90,11 +90,20 @@ def test_options_that_cannot_be_used_end_it_with_2_and_are_named(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--interval", "0"], ["--seconds", "x"], ["--speed", "-1"], ["--limit-bytes", "much"]],
+    [
+        ["--interval", "0"],
+        ["--seconds", "x"],
+        ["--speed", "-1"],
+        ["--speed", "x"],
+        ["--limit-bytes", "much"],
+    ],
 )
-def test_numbers_that_are_none_end_it_with_2(arguments: list[str]) -> None:
+def test_numbers_that_are_none_end_it_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["watch", "tcp://a:1", *arguments])
+    assert "invalid" not in capsys.readouterr().err, "it says what it should be instead"
 
 
 def test_the_orders_of_the_option_are_those_that_there_are() -> None:

@@ -151,7 +151,10 @@ export function change(changed, gone) {
     if (!row) continue;
     row.data.gone = true;
     tell("gone", row.data.pod);
-    setTimeout(() => rows.delete(source) && draw(), GONE_MS);
+    setTimeout(() => {
+      // After a restart of the processor the number may be another source's.
+      if (rows.get(source) === row && rows.delete(source)) draw();
+    }, GONE_MS);
   }
   return told;
 }
