@@ -8,7 +8,6 @@ written in its room.
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import time
 from collections.abc import Mapping
@@ -40,6 +39,7 @@ from aibrix_extproc.extproc.health import Health
 from aibrix_extproc.extproc.service import Processor, listen, make_server
 from aibrix_extproc.extproc.tls import Certificates
 from aibrix_extproc.extproc.watchdog import Watchdog
+from aibrix_extproc.file_limit import raise_file_limit
 from aibrix_extproc.index import Backend, BackendMissing, PrefixIndex, open_index
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.kvusage.poll import UsagePoll
@@ -58,18 +58,6 @@ from aibrix_extproc.tokenizer.pool import TokenizerPool
 log = logging.getLogger(__name__)
 
 _READINESS_POLL_S = 0.1
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the hard limit does.
-
-    A source takes about 5, and the usual soft limit of 1,024 would end at some 200 sources.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        log.warning("the limit of open files stays at %d: %s", soft, error)
 
 
 class App:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aibrix_extproc.doctor.findings import Severity, worst
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.file_limit import raise_file_limit
 from aibrix_extproc.setting_types import parse_url
 from aibrix_extproc.units import parse_duration_s
 
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=_seconds("--timeout", args.timeout),
         listen_s=_seconds("--listen", args.listen),
     )
+    raise_file_limit()
     environment = read_environment_file(args.env_file) if args.env_file else None
     findings = run_checks(asyncio.run(collect(asked, environment)))
     exit_code = EXIT_RED if worst(findings) is Severity.RED else 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aibrix_extproc.errors import ExtprocError, SettingsError
+from aibrix_extproc.file_limit import raise_file_limit
 from aibrix_extproc.units import parse_size_bytes
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _live(args: argparse.Namespace, settings: "Settings", lines: "LastLines") ->
     from aibrix_extproc.watch.recorder import Recorder
     from aibrix_extproc.watch.sources import parse_targets, read_targets, without_replay
 
+    raise_file_limit()
     targets = parse_targets(args.sources)
     if args.endpoints_file is not None:
         targets += read_targets(args.endpoints_file, settings)

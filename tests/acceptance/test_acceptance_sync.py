@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aibrix_extproc.app import raise_file_limit
 from aibrix_extproc.discovery.pods import Rank
+from aibrix_extproc.file_limit import raise_file_limit
 from aibrix_extproc.index import PrefixIndex
 from aibrix_extproc.kvevents.effects import SourceState
 from aibrix_extproc.kvevents.subscriber import Subscriber
