@@ -20,7 +20,7 @@ def limited(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
 
