@@ -149,10 +149,13 @@ class BlockManager:
         """How many blocks hold this hash now."""
         return len(self._by_hash.get(block_hash, ()))
 
-    def reusable(self, sequence: CachedSequence) -> list[Block]:
-        """The leading blocks of a sequence that holds none yet, as far as they are cached."""
+    def reusable(self, sequence: CachedSequence, start: int = 0) -> list[Block]:
+        """The leading blocks of a sequence that holds none yet, as far as they are cached.
+
+        `start`: of those from this one on.
+        """
         found: list[Block] = []
-        for index in range((len(sequence.tokens) - 1) // self.block_size):
+        for index in range(start, (len(sequence.tokens) - 1) // self.block_size):
             copies = self._by_hash.get(self._hash_of(sequence, index))
             if not copies:
                 break

@@ -6,7 +6,7 @@ no router and no real clock: whoever drives it gives it the time.
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,6 +54,11 @@ class Ended:
     """When each of several quiet steps ended; `generated` is empty then."""
 
 
+def paged(shape: EngineShape) -> BlockManager:
+    """The cache of one engine, as vLLM has it."""
+    return BlockManager(shape.blocks + 1, shape.block_size, BlockHasher(0))
+
+
 class VirtualEngine:
     """One pod. `begin` a step where none is under way, then `end` it at the time that it gave.
 
@@ -61,14 +66,21 @@ class VirtualEngine:
     full, and no answer ends. Those are taken together; the times are the same.
     """
 
-    def __init__(self, shape: EngineShape, time: StepTime) -> None:
-        self._shape = shape
+    def __init__(
+        self,
+        shape: EngineShape,
+        time: StepTime,
+        make_blocks: Callable[[EngineShape], BlockManager] = paged,
+    ) -> None:
+        """`make_blocks`: the empty cache of a process that begins."""
+        self.shape = shape
+        self.time = time
+        self.capacity_tokens = shape.blocks * shape.block_size
+        """Of the KV cache."""
+        self._make_blocks = make_blocks
         self.scheduler = self._empty()
         self.busy_s = 0.0
         self.prefill_tokens = 0
-        self.capacity_tokens = shape.blocks * shape.block_size
-        """Of the KV cache."""
-        self._time = time
         self._encoder = EventEncoder(_VERSION)
         self._step: Step | None = None
         self._began_s = 0.0
@@ -81,10 +93,10 @@ class VirtualEngine:
 
     def _empty(self) -> Scheduler:
         """What a process begins with."""
-        shape = self._shape
-        self._blocks = BlockManager(shape.blocks + 1, shape.block_size, BlockHasher(0))
+        shape = self.shape
+        self.blocks = self._make_blocks(shape)
         return Scheduler(
-            self._blocks,
+            self.blocks,
             shape.max_num_seqs,
             shape.max_num_batched_tokens,
             whole_prompt_must_fit=True,
@@ -123,7 +135,7 @@ class VirtualEngine:
     @property
     def used(self) -> float:
         """Share of the blocks that running requests hold, 0 to 1."""
-        return self._blocks.usage
+        return self.blocks.usage
 
     @property
     def idle(self) -> bool:
@@ -134,6 +146,15 @@ class VirtualEngine:
     def stepping(self) -> bool:
         """A step is under way."""
         return bool(self._ends_s)
+
+    def under_way(self, now: float) -> tuple[float, int]:
+        """When the step under way at `now` ends, and how many quiet ones have ended by then; `now`
+        and 0 where there is none."""
+        ends = self._ends_s
+        if not ends:
+            return now, 0
+        at = min(bisect_left(ends, now), len(ends) - 1)
+        return ends[at], 0 if self._step is not None else at + 1
 
     def begin(self, now: float) -> float:
         """Begin the next step, or several quiet ones; when `end` is due.
@@ -148,7 +169,7 @@ class VirtualEngine:
             step = self._step = self.scheduler.schedule()
             self._stuck = not step.prefill_tokens
             self.prefill_tokens += step.prefill_tokens
-            self._ends_s = [now + self._time.step_s(step, self.capacity_tokens)]
+            self._ends_s = [now + self.time.step_s(step, self.capacity_tokens)]
         return self._ends_s[-1]
 
     def cut(self, now: float) -> float:
@@ -170,7 +191,7 @@ class VirtualEngine:
         generated = self.scheduler.complete(step)
         if any(output.request.finish is not None for output in generated):
             self._stuck = False
-        events = self._blocks.take_events()
+        events = self.blocks.take_events()
         if not events:
             return Ended(generated)
         batch = Batch(self._next_batch, self._encoder.encode(now, events), now)
@@ -180,10 +201,10 @@ class VirtualEngine:
 
     def _quiet_steps(self) -> int:
         """How many of the next steps are quiet, whatever does not arrive meanwhile."""
-        batch, size = self.scheduler.batch, self._shape.block_size
+        batch, size = self.scheduler.batch, self.shape.block_size
         if (self.scheduler.waiting and not self._stuck) or not batch:
             return 0
-        if len(batch) > self._shape.max_num_batched_tokens:
+        if len(batch) > self.shape.max_num_batched_tokens:
             return 0
         fewest = size
         for request in batch:
@@ -206,7 +227,7 @@ class VirtualEngine:
         ends = []
         for _ in range(steps):
             step.context_tokens += step.decoding
-            now += self._time.step_s(step, self.capacity_tokens)
+            now += self.time.step_s(step, self.capacity_tokens)
             ends.append(now)
         return ends
 

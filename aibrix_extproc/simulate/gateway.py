@@ -17,7 +17,6 @@ from aibrix_extproc.decide.plan import Plan
 from aibrix_extproc.decide.view import BYTES_PER_TOKEN, KnownTokens, Viewer
 from aibrix_extproc.discovery.pods import Pod, Rank, ServedModel
 from aibrix_extproc.discovery.registry import Registry
-from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.extproc.decides import Picked, RouteRequest
 from aibrix_extproc.extproc.openai import ParsedBody
 from aibrix_extproc.index import PrefixIndex, open_index
@@ -164,16 +163,11 @@ class Gateway:
         self._see_candidates()
 
     def pod_goes(self, pod: int) -> None:
-        """The engine process of a pod has ended: no candidate, and its connection is gone.
-
-        Raises SettingsError where it was the last one.
-        """
+        """The engine process of a pod has ended: no candidate, and its connection is gone."""
         if self._sources:
             self._sources[pod].disconnect(self._clock())
         self._registry.upsert(_pod(pod, ready=False))
         self._see_candidates()
-        if not self._candidates:
-            raise SettingsError(f"no pod is left at {self._clock():g} s, when pod {pod} restarts")
 
     def pod_returns(self, pod: int) -> None:
         """Another process runs in its place."""

@@ -15,16 +15,21 @@ from functools import partial
 from random import Random
 from typing import Final
 
+from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.extproc.decides import Picked
 from aibrix_extproc.fakes.scheduler import Request
 from aibrix_extproc.figures import GAP_RESOLUTION_S
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate import names, scenes
-from aibrix_extproc.simulate.engine import Batch, VirtualEngine, request_of
+from aibrix_extproc.simulate.bounds import central
+from aibrix_extproc.simulate.bounds.central import CentralQueue, SharedCache
+from aibrix_extproc.simulate.bounds.oracle import Truth
+from aibrix_extproc.simulate.engine import Batch, VirtualEngine, paged, request_of
 from aibrix_extproc.simulate.gateway import Gateway
-from aibrix_extproc.simulate.records import PodTotals, Record, Run
+from aibrix_extproc.simulate.records import NO_POD, PodTotals, Record, Run
 from aibrix_extproc.simulate.scenario import Scenario
 from aibrix_extproc.simulate.scenes import PodJoins, PodRestarts, Scene
+from aibrix_extproc.simulate.timing import StepTime
 from aibrix_extproc.simulate.tokens import block_hashes, token_ids
 from aibrix_extproc.workloads.sessions import Session
 
@@ -50,9 +55,11 @@ class _Flight:
     """One request under way."""
 
     record: Record
-    picked: Picked
     session: Session
     turn: int
+    gateway: Gateway | None = None
+    """Whose decision it was; None where nobody decided."""
+    picked: Picked | None = None
     last_token_s: float = 0.0
 
 
@@ -63,28 +70,41 @@ class Simulation:
         """Raises UnknownStrategy, and SettingsError for a scene that cannot be."""
         scenes.check(scenario.scenes, len(scenario.times))
         self._scenario = scenario
-        self._engines = [VirtualEngine(scenario.shape, time) for time in scenario.times]
+        self._central = CentralQueue() if scenario.strategy == central.NAME else None
+        self._make_blocks = SharedCache().of_an_engine if self._central is not None else paged
+        self._engines = [self._engine(time) for time in scenario.times]
+        self._truth = Truth(self._engines)
         self.now = 0.0
-        self._gateway = Gateway(
-            settings,
-            names.build(scenario.strategy, settings, Random(scenario.seed)),
-            self._engines,
-            scenario.seed,
-            lambda: self.now,
-            scenario.event_delay_s,
-        )
+        self._gateway = None if self._central is not None else self._open(settings)
         self._agenda: list[tuple[float, int, int, object]] = []
         self._numbers = itertools.count()
         self._flights: dict[Request, _Flight] = {}
-        self._run = Run(scenario.strategy, self._gateway.looks_at_prompts)
+        looks = self._gateway is not None and self._gateway.looks_at_prompts
+        self._run = Run(scenario.strategy, looks)
         self._left = 0
         """Turns not yet answered."""
         self._began = [False] * len(self._engines)
         """Whether the beginning of a step is on the agenda."""
         self._due = [math.nan] * len(self._engines)
         """When the step under way ends; NaN where there is none."""
+        self._up = [True] * len(self._engines)
+        """Whether its process runs."""
         self._seen: set[int] | None = set() if scenario.bound else None
         self._bound_tokens = 0
+
+    def _engine(self, time: StepTime) -> VirtualEngine:
+        return VirtualEngine(self._scenario.shape, time, self._make_blocks)
+
+    def _open(self, settings: Settings) -> Gateway:
+        scenario = self._scenario
+        return Gateway(
+            settings,
+            names.build(scenario.strategy, settings, Random(scenario.seed), self._truth),
+            self._engines,
+            scenario.seed,
+            lambda: self.now,
+            scenario.event_delay_s,
+        )
 
     def run(
         self, sessions: Iterable[Session], on_answer: Callable[[float], None] = lambda now: None
@@ -113,7 +133,8 @@ class Simulation:
             self._run.open_area_s += len(self._flights) * (at - self.now)
             self.now = at
             deeds[kind](what)
-        self._gateway.close()
+        if self._gateway is not None:
+            self._gateway.close()
         return self._finished()
 
     def _put(self, at: float, kind: Kind, what: object) -> None:
@@ -130,17 +151,26 @@ class Simulation:
         ids = token_ids(turn.prompt)
         answer = token_ids((turn.answer,))
         hashes = block_hashes(ids + answer, self._scenario.shape.block_size)
-        pod, picked = self._gateway.decide(ids, len(answer), session.id or None)
         if record is None:
-            record = Record(pod, self.now, len(ids), len(answer), picked.matched_tokens)
+            record = Record(NO_POD, self.now, len(ids), len(answer))
             self._run.records.append(record)
             self._count_bound(hashes, len(ids))
         else:
-            record.pod, record.matched_tokens = pod, picked.matched_tokens
             record.resent += 1
         request = request_of(ids, answer, hashes)
-        self._flights[request] = _Flight(record, picked, session, place)
+        flight = self._flights[request] = _Flight(record, session, place)
+        if self._gateway is None:
+            self._enqueue(request)
+            return
+        self._truth.now, self._truth.request = self.now, request
+        pod, picked = self._gateway.decide(ids, len(answer), session.id or None)
+        flight.gateway, flight.picked = self._gateway, picked
+        record.pod, record.matched_tokens = pod, picked.matched_tokens
         self._engines[pod].add(request)
+        self._wake(pod)
+
+    def _wake(self, pod: int) -> None:
+        """It may have something to do, or something else than it had."""
         if self._engines[pod].stepping:
             self._end_due(pod, self._engines[pod].cut(self.now))
         else:
@@ -154,7 +184,12 @@ class Simulation:
 
     def _step_begins(self, pod: int) -> None:
         self._began[pod] = False
-        self._end_due(pod, self._engines[pod].begin(self.now))
+        engine = self._engines[pod]
+        if self._central is not None:
+            self._take(pod)
+            if engine.idle:
+                return
+        self._end_due(pod, engine.begin(self.now))
 
     def _end_due(self, pod: int, at: float) -> None:
         """What was on the agenda before for this pod, if it is another time, counts no more."""
@@ -174,7 +209,7 @@ class Simulation:
             self._quiet(engine, ended.quiet_s)
         if ended.batch is not None:
             self._put(self.now + self._scenario.event_delay_s, Kind.EVENTS, (pod, ended.batch))
-        if not engine.idle:
+        if not engine.idle or self._central:
             self._begin_soon(pod)
 
     def _quiet(self, engine: VirtualEngine, ends_s: Sequence[float]) -> None:
@@ -193,7 +228,8 @@ class Simulation:
         if request.generated == 1:
             record.first_token_s = self.now
             record.cached_tokens = request.cached_tokens or 0
-            self._gateway.answer_began(flight.picked)
+            if flight.gateway is not None and flight.picked is not None:
+                flight.gateway.answer_began(flight.picked)
         else:
             self._run.gaps[round((self.now - flight.last_token_s) / GAP_RESOLUTION_S)] += 1
         flight.last_token_s = self.now
@@ -202,7 +238,8 @@ class Simulation:
 
     def _ended(self, request: Request, flight: _Flight) -> None:
         flight.record.ended_s = self._run.duration_s = self.now
-        self._gateway.answer_ended(flight.picked)
+        if flight.gateway is not None and flight.picked is not None:
+            flight.gateway.answer_ended(flight.picked)
         del self._flights[request]
         self._left -= 1
         following = flight.turn + 1
@@ -212,11 +249,29 @@ class Simulation:
         self._on_answer(self.now)
 
     def _hears(self, what: tuple[int, Batch]) -> None:
-        self._gateway.receive(*what)
+        if self._gateway is not None:
+            self._gateway.receive(*what)
 
     def _tick(self, what: None) -> None:
-        self._gateway.tick()
+        if self._gateway is not None:
+            self._gateway.tick()
         self._put(self.now + _TICK_S, Kind.TICK, None)
+
+    # -- one queue for all ----------------------------------------------------------------------
+
+    def _enqueue(self, request: Request) -> None:
+        if self._central is not None:
+            self._central.put(request)
+            for pod, is_up in enumerate(self._up):
+                if is_up:
+                    self._wake(pod)
+
+    def _take(self, pod: int) -> None:
+        """What the pod has room for, as its next step begins."""
+        if self._central is not None:
+            for request in self._central.take(self._engines[pod], sum(self._up)):
+                self._flights[request].record.pod = pod
+                self._engines[pod].add(request)
 
     # -- scenes -------------------------------------------------------------------------------
 
@@ -226,28 +281,43 @@ class Simulation:
                 self._joins()
             case PodRestarts(_, pod, down_s):
                 self._goes(pod)
-                self._put(self.now + down_s, Kind.SCENE, partial(self._gateway.pod_returns, pod))
+                self._put(self.now + down_s, Kind.SCENE, partial(self._returns, pod))
             case _:
                 scene()
 
     def _joins(self) -> None:
-        self._engines.append(VirtualEngine(self._scenario.shape, self._scenario.times[0]))
+        self._engines.append(self._engine(self._scenario.times[0]))
         self._began.append(False)
         self._due.append(math.nan)
-        self._gateway.pod_joins(self._engines[-1])
+        self._up.append(True)
+        if self._gateway is not None:
+            self._gateway.pod_joins(self._engines[-1])
+        if self._central:
+            self._wake(len(self._engines) - 1)
 
     def _goes(self, pod: int) -> None:
         """Its engine process ends, and what it did not answer is sent again, first come first."""
         lost = self._engines[pod].restart(self.now)
-        self._due[pod], self._began[pod] = math.nan, False
+        self._due[pod], self._began[pod], self._up[pod] = math.nan, False, False
+        if not any(self._up):
+            raise SettingsError(f"no pod is left at {self.now:g} s, when pod {pod} restarts")
         self._agenda = [entry for entry in self._agenda if not _is_of(pod, entry)]
         heapq.heapify(self._agenda)
-        self._gateway.pod_goes(pod)
+        if self._gateway is not None:
+            self._gateway.pod_goes(pod)
         flights = [self._flights.pop(request) for request in lost]
         for flight in flights:
-            self._gateway.answer_ended(flight.picked)
+            if flight.gateway is not None and flight.picked is not None:
+                flight.gateway.answer_ended(flight.picked)
         for flight in flights:
             self._send(flight.session, flight.turn, flight.record)
+
+    def _returns(self, pod: int) -> None:
+        self._up[pod] = True
+        if self._gateway is not None:
+            self._gateway.pod_returns(pod)
+        if self._central:
+            self._wake(pod)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         action="append",
         metavar="NAME",
-        help="repeatable; any that the server knows, and round-robin "
+        help="repeatable; any that the server knows, round-robin, oracle, central "
         f"({', '.join(_DEFAULT_STRATEGIES)})",
     )
     add("--pods", type=positive, default=8, metavar="N", help="engines (8)")

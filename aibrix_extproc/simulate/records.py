@@ -3,9 +3,11 @@
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from aibrix_extproc.figures import GAP_RESOLUTION_S, Distribution, plain, spread
+
+NO_POD: Final = -1
 
 
 @dataclass(slots=True)
@@ -13,10 +15,11 @@ class Record:
     """One request. Times in virtual seconds, lengths in tokens."""
 
     pod: int
+    """`NO_POD` before it has one."""
     arrived_s: float
     prompt_tokens: int
     output_tokens: int
-    matched_tokens: int
+    matched_tokens: int = 0
     """What the router believed would be reused when it decided."""
     cached_tokens: int = 0
     """What the engine reused, at its first admission."""
