@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from aibrix_extproc.stack.start import start_engine
-from tests.browser import Browser, Page, browser
+from tests.browser import CONTRASTS, Browser, Page, browser
 from tests.e2e.stack import Reply, Stack, gateway
 from tests.live_world import HOSTILE, HOSTILE_MODEL, LiveWorld, live_server
 
@@ -19,32 +19,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIVE = "document.getElementById('connection').textContent === 'Live'"
 NAMES = "[...document.querySelectorAll('#pod-table tbody th')].map((cell) => cell.textContent)"
 KILLED_WITHIN_S = 2.0
-
-CONTRASTS = """(() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = (channels) => channels.slice(0, 3).map((c) => c / 255)
-    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, c, place) => sum + c * [0.2126, 0.7152, 0.0722][place], 0);
-  const back = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const bad = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const node = walk.currentNode.parentElement;
-    if (!walk.currentNode.textContent.trim() || !node.checkVisibility()) continue;
-    const style = getComputedStyle(node);
-    const text = node instanceof SVGElement ? style.fill : style.color;
-    const [a, b] = [light(parse(text)), light(back(node))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) bad.push([ratio.toFixed(2), node.tagName, node.textContent.slice(0, 30)]);
-  }
-  return bad;
-})()"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,7 +3,7 @@
 Owns the limits at which each is said. Pure.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -40,8 +40,8 @@ def doubts(
     runs: Sequence[RunSummary], null_run: NullRun | None, comparisons: Sequence[Comparison]
 ) -> tuple[Doubt, ...]:
     """The serious ones first."""
-    found = [*_ceiling(runs, null_run), *(doubt for run in runs for doubt in _of_run(run))]
-    found += [*_prompts(runs), *_pairs(comparisons, runs), *_missing(runs)]
+    found = [*_ceiling(runs, null_run), *_results(runs), *_generator(runs), *_prompts(runs)]
+    found += [*_few(runs), *_pairs(comparisons), *_missing(runs)]
     return tuple(sorted(found, key=lambda doubt: doubt.weight != "serious"))
 
 
@@ -52,10 +52,13 @@ def verdict(runs: Sequence[RunSummary], null_run: NullRun | None) -> str:
     ceiling = rate(null_run.requests_per_s)
     if list(_ceiling(runs, null_run)):
         return f"The generator may itself have been the bottleneck: its ceiling is {ceiling}."
-    return (
-        f"The generator was not the bottleneck: its ceiling is {ceiling}, "
-        f"{null_run.requests_per_s / (highest_rate(runs) or 1):.1f} × the highest rate here."
-    )
+    above = f"{null_run.requests_per_s / (highest_rate(runs) or 1):.1f} × the highest rate here"
+    if any(doubt.code in _ITS_OWN for doubt in _generator(runs)):
+        return f"The generator's ceiling is {ceiling}, {above}, but it was late or busy: see below."
+    return f"The generator was not the bottleneck: its ceiling is {ceiling}, {above}."
+
+
+_ITS_OWN: Final = ("generator_late", "generator_cpu")
 
 
 def highest_rate(runs: Iterable[RunSummary]) -> float:
@@ -90,53 +93,70 @@ def _ceiling(runs: Sequence[RunSummary], null_run: NullRun | None) -> Iterator[D
         )
 
 
-def _of_run(run: RunSummary) -> Iterator[Doubt]:
-    name = clean(run.strategy)
-    if run.interrupted:
-        yield Doubt("interrupted", "serious", f"{name}: ended by hand before its time.")
-    if run.errors:
+def _results(runs: Sequence[RunSummary]) -> Iterator[Doubt]:
+    if cut := [run for run in runs if run.interrupted]:
+        yield Doubt("interrupted", "serious", f"{_names(cut)}: ended by hand before its time.")
+    if failed := [run for run in runs if run.errors]:
+        each = _each(failed, lambda r: f"{count(r.errors)} of {count(r.requests)} ({_reasons(r)})")
         yield Doubt(
             "errors",
             "serious",
-            f"{name}: {count(run.errors)} of {count(run.requests)} requests failed "
-            f"({_reasons(run)}). Times are those of the others, which may be the easier ones.",
+            f"Requests failed: {each}. Times are those of the others, maybe the easier ones.",
         )
-    if run.steady is False:
+    if growing := [run for run in runs if run.steady is False]:
         yield Doubt(
             "not_steady",
             "serious",
-            f"{name}: TTFT grew throughout. Requests came faster than they were answered, so that "
-            "its figures depend on how long the test was.",
+            f"{_names(growing)}: TTFT grew throughout. Requests came faster than they were "
+            "answered, so that the figures depend on how long the test was.",
         )
-    if _late(run):
+
+
+def _generator(runs: Sequence[RunSummary]) -> Iterator[Doubt]:
+    if late := [run for run in runs if _late(run)]:
+        each = _each(
+            late, lambda r: f"{duration(r.lateness_s.mean)}, p99 {duration(r.lateness_s.p99)}"
+        )
         yield Doubt(
             "generator_late",
             "serious",
-            f"{name}: requests left late, by {duration(run.lateness_s.mean)} in the mean and "
-            f"{duration(run.lateness_s.p99)} in the 99th percentile. That is the generator's, and "
-            "is part of every time here.",
+            f"Requests left late, in the mean by: {each}. That is the generator's own, and part of "
+            "every time here.",
         )
-    if run.generator_cpu_share is not None and run.generator_cpu_share > GENERATOR_CPU_LIMIT:
+    busy = [run for run in runs if (run.generator_cpu_share or 0) > GENERATOR_CPU_LIMIT]
+    if busy:
+        each = _each(busy, lambda r: percent(r.generator_cpu_share))
         yield Doubt(
             "generator_cpu",
             "serious",
-            f"{name}: the generator used {percent(run.generator_cpu_share)} of a core. It may be "
-            "slow to see what has come.",
+            f"The generator used most of a core ({each}). It may have been slow to see what came.",
         )
-    if run.machine_cpu_share is not None and run.machine_cpu_share > MACHINE_CPU_LIMIT:
+    full = [run for run in runs if (run.machine_cpu_share or 0) > MACHINE_CPU_LIMIT]
+    if full:
+        each = _each(full, lambda r: percent(r.machine_cpu_share))
         yield Doubt(
             "machine_cpu",
             "serious",
-            f"{name}: the generator's machine was busy to {percent(run.machine_cpu_share)}. What "
-            "else ran there waited for it, and it for them.",
+            f"The generator's machine was busy ({each}). All that ran there waited for the rest.",
         )
-    if 0 < run.answered < FEW_REQUESTS:
+
+
+def _few(runs: Sequence[RunSummary]) -> Iterator[Doubt]:
+    if few := [run for run in runs if 0 < run.answered < FEW_REQUESTS]:
+        each = _each(few, lambda r: count(r.answered))
         yield Doubt(
             "few_requests",
             "note",
-            f"{name}: only {count(run.answered)} requests were answered. The 99th percentile rests "
-            "on the few slowest.",
+            f"Few requests were answered ({each}). The 99th percentile rests on the few slowest.",
         )
+
+
+def _names(runs: Iterable[RunSummary]) -> str:
+    return ", ".join(clean(run.strategy) for run in runs)
+
+
+def _each(runs: Iterable[RunSummary], said: Callable[[RunSummary], str]) -> str:
+    return "; ".join(f"{clean(run.strategy)} {said(run)}" for run in runs)
 
 
 def _reasons(run: RunSummary) -> str:
@@ -161,7 +181,7 @@ def _prompts(runs: Sequence[RunSummary]) -> Iterator[Doubt]:
         )
 
 
-def _pairs(comparisons: Sequence[Comparison], runs: Sequence[RunSummary]) -> Iterator[Doubt]:
+def _pairs(comparisons: Sequence[Comparison]) -> Iterator[Doubt]:
     if comparisons and comparisons[0].low is None:
         yield Doubt(
             "few_pairs",
@@ -179,12 +199,12 @@ def _pairs(comparisons: Sequence[Comparison], runs: Sequence[RunSummary]) -> Ite
 
 
 def _missing(runs: Sequence[RunSummary]) -> Iterator[Doubt]:
-    untold = [clean(run.strategy) for run in runs if run.hit_ratio_requests < run.answered]
+    untold = [run for run in runs if run.hit_ratio_requests < run.answered]
     if untold:
         yield Doubt(
             "reuse_untold",
             "note",
-            f"{', '.join(untold)}: not every answer says how much of its prompt was reused, and "
+            f"{_names(untold)}: not every answer says how much of its prompt was reused, and "
             "the hit ratio is of the others. vLLM tells with --enable-prompt-tokens-details.",
         )
     if any(run.answered and not run.pods for run in runs):

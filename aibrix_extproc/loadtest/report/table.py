@@ -16,7 +16,10 @@ from aibrix_extproc.loadtest.report.words import clean, count
 
 COLUMNS: Final = 4
 """Strategies beside each other; more make another table below."""
-_NAME_WIDTH: Final = 12
+_WIDTH: Final = 80
+_LABELS_WIDTH: Final = 22
+"""The first column and what surrounds it."""
+_NAMES_WIDTH: Final = 24
 
 
 def table(report: Report) -> RenderableType:
@@ -36,8 +39,9 @@ def table(report: Report) -> RenderableType:
 def _table(runs: Sequence[RunSummary], all_runs: Sequence[RunSummary]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.add_column("", no_wrap=True)
+    width = min(_NAMES_WIDTH, (_WIDTH - _LABELS_WIDTH) // len(runs) - 2)
     for run in runs:
-        shown.add_column(Text(_broken(clean(run.strategy))), justify="right", no_wrap=True)
+        shown.add_column(Text(_broken(clean(run.strategy), width)), justify="right", no_wrap=True)
     for group in rows.shown(all_runs):
         shown.add_row(Text(group.title, style="bold"))
         for row in group.rows:
@@ -45,14 +49,14 @@ def _table(runs: Sequence[RunSummary], all_runs: Sequence[RunSummary]) -> Table:
     return shown
 
 
-def _broken(name: str) -> str:
+def _broken(name: str, width: int) -> str:
     """In lines that fit a column, at hyphens where there are any."""
     lines = [""]
     for part in name.replace("-", "-\n").split("\n"):
-        if lines[-1] and len(lines[-1]) + len(part) > _NAME_WIDTH:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
-    cut = [line[at : at + _NAME_WIDTH] for line in lines for at in range(0, len(line), _NAME_WIDTH)]
+    cut = [line[at : at + width] for line in lines for at in range(0, len(line), width)]
     return "\n".join(cut[:4])
 
 
