@@ -105,6 +105,7 @@ load: setup
 # The pictures of the live page in docs/, made by a real Chromium.
 screenshot: $(READY)
 	$(BIN)/python -m tests.live_screenshot
+	$(BIN)/python -m tests.report_screenshot
 
 # The image and the compose file on a real Docker engine; skipped, with a word why, where it cannot run.
 compose-test: setup

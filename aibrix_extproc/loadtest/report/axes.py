@@ -9,6 +9,7 @@ from typing import Final
 from aibrix_extproc.loadtest.report.words import duration
 
 MOST_TICKS: Final = 5
+_STEPS: Final = (tuple(range(1, 10)), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 _ROOM: Final = 0.19
 """Of the width, for a label, on the narrowest screen."""
 
@@ -34,9 +35,9 @@ class Logarithmic:
         return min(1.0, share)
 
     def ticks(self) -> list[Tick]:
-        """Powers of ten; with 2 and 5 times them where there is room."""
+        """Powers of ten; with steps between them where there is room."""
         first, last = math.floor(math.log10(self.low_s)), math.ceil(math.log10(self.high_s))
-        for steps in ((1, 2, 5), (1, 3), (1,)):
+        for steps in _STEPS:
             values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
             inside = [v for v in values if self.low_s <= v <= self.high_s]
             if all(self.at(b) - self.at(a) >= _ROOM for a, b in pairwise(inside)):
@@ -68,9 +69,9 @@ def round_up(value: float) -> float:
     return next(unit * step for step in (1, 2, 5, 10) if unit * step >= value * (1 - 1e-9))
 
 
-def logarithmic(values_s: Iterable[float]) -> Logarithmic | None:
-    """Around all of these; None where there are none."""
-    known = list(values_s)
+def logarithmic(values_s: Iterable[float], least_s: float = 0.0) -> Logarithmic | None:
+    """Around all of these that are above `least_s`; None where there are none."""
+    known = [value for value in values_s if value > least_s]
     if not known:
         return None
     low, high = min(known), max(known)

@@ -28,6 +28,8 @@ REASONS: Final = (
 )
 """Each has its own fill, in this order; all others share the one after them."""
 _MOST_PODS_LISTED: Final = 100
+_LEFT_OF_MIDDLE: Final = 50.0
+"""What is less than the median by this factor stands at the left end of its axis."""
 
 
 def all_figures(runs: Runs) -> list[Html]:
@@ -62,7 +64,9 @@ def _distribution(
     runs: Runs, title: str, bins: Callable[[RunSummary], Bins], what: str, figure: str
 ) -> Html:
     curves = [bins(run).cumulative() for run in runs]
-    scale = axes.logarithmic(x for curve in curves for x, _ in curve)
+    # Pieces that were read together have gaps of nothing: they would take most of the axis.
+    middle_s = min((_median(curve) for curve in curves if curve), default=0.0)
+    scale = axes.logarithmic((x for curve in curves for x, _ in curve), middle_s / _LEFT_OF_MIDDLE)
     if scale is None:
         return _nothing(title, f"Not known: there were no {what}.")
     drawing, said = [], []
@@ -81,6 +85,10 @@ def _distribution(
         plots.frame(drawing, f"{title}. {'. '.join(said)}.", scale.ticks(), _SHARES),
         plots.legend(_entries(runs)),
     )
+
+
+def _median(curve: Sequence[tuple[float, float]]) -> float:
+    return next(at_s for at_s, share in curve if share >= 0.5)
 
 
 def _hit_ratio(runs: Runs) -> Html:

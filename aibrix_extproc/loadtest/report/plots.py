@@ -103,7 +103,7 @@ def frame(
         for t in across
     ]
     labels += [tag("span", t.label, class_="y", style=f"top:{100 * (1 - t.at):.2f}%") for t in up]
-    kind = "plot square" if square else "plot"
+    kind = "plot square" if square else "plot" if across else "plot bare"
     return tag("div", svg, tag("div", *labels, class_="labels", aria_hidden="true"), class_=kind)
 
 

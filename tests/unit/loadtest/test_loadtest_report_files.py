@@ -232,6 +232,9 @@ def test_an_axis_is_there_for_one_value_and_for_none() -> None:
     assert scale is not None
     assert 0 < scale.at(0.5) < 1
     assert logarithmic([]) is None
+    assert logarithmic([1e-6, 0.5, 0.6], least_s=0.1) == Logarithmic(0.5 / 1.5, 0.6 * 1.5)
+    few = Logarithmic(0.3, 0.8).ticks()
+    assert [tick.label for tick in few] == ["300 ms", "500 ms", "700 ms"]
     assert [short(value) for value in (2e-5, 5e-3, 1.0, 200.0)] == ["20 µs", "5 ms", "1 s", "200 s"]
     assert [amount(value) for value in (0, 1200, 20_000, 3e6, 2e9)] == [
         "0", "1,200", "20 k", "3 M", "2 G",
