@@ -3,12 +3,9 @@
 Changes that Envoy itself takes are also made in its file and shown by the real Envoy.
 """
 
-import asyncio
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -24,258 +21,21 @@ from aibrix_extproc.stack.start import start_envoy
 from tests.envoy_binary import envoy_path
 from tests.support import free_port
 from tests.unit.doctor.doctor_rig import examine_dump, real_dump, told
-
-Json = dict[str, Any]
-Change = Callable[["Dumped"], object]
-EXT_PROC = "envoy.filters.http.ext_proc"
-DESTINATION = "x-gateway-destination-endpoint"
-V1 = "type.googleapis.com/envoy.extensions"
-
-
-class Dumped:
-    """The places of a config dump that tests change."""
-
-    def __init__(self, document: Json) -> None:
-        self.document = document
-
-    def section(self, name: str) -> Json:
-        found: Json = next(
-            one for one in self.document["configs"] if one["@type"].endswith(f"{name}ConfigDump")
-        )
-        return found
-
-    @property
-    def listener(self) -> Json:
-        found: Json = self.section("Listeners")["static_listeners"][0]["listener"]
-        return found
-
-    @property
-    def manager(self) -> Json:
-        found: Json = self.listener["filter_chains"][0]["filters"][0]["typed_config"]
-        return found
-
-    @property
-    def filters(self) -> list[Json]:
-        found: list[Json] = self.manager["http_filters"]
-        return found
-
-    @property
-    def processor(self) -> Json:
-        found: Json = next(one for one in self.filters if one["name"] == EXT_PROC)["typed_config"]
-        return found
-
-    @property
-    def mode(self) -> Json:
-        found: Json = self.processor["processing_mode"]
-        return found
-
-    @property
-    def host(self) -> Json:
-        found: Json = self.manager["route_config"]["virtual_hosts"][0]
-        return found
-
-    def route(self, name: str) -> Json:
-        found: Json = next(one for one in self.host["routes"] if one.get("name") == name)
-        return found
-
-    def cluster(self, name: str) -> Json:
-        clusters = self.section("Clusters")["static_clusters"]
-        found: Json = next(one["cluster"] for one in clusters if one["cluster"]["name"] == name)
-        return found
-
-    def thresholds(self, name: str) -> Json:
-        found: Json = self.cluster(name)["circuit_breakers"]["thresholds"][0]
-        return found
-
-    @property
-    def override(self) -> Json:
-        policy = self.cluster("engines")["load_balancing_policy"]["policies"][0]
-        found: Json = policy["typed_extension_config"]["typed_config"]
-        return found
-
-    def hosts(self, name: str) -> list[Json]:
-        listed = self.section("Endpoints")["static_endpoint_configs"]
-        config = next(
-            one["endpoint_config"]
-            for one in listed
-            if one["endpoint_config"]["cluster_name"] == name
-        )
-        found: list[Json] = config["endpoints"][0]["lb_endpoints"]
-        return found
-
-
-def off(name: str) -> Json:
-    return {name: {"@type": f"{V1}.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}}
-
-
-def duplex(d: Dumped, **changes: Any) -> None:
-    d.mode.update(
-        request_body_mode="FULL_DUPLEX_STREAMED",
-        request_trailer_mode="SEND",
-        response_trailer_mode="SEND",
-    )
-    d.processor["failure_mode_allow"] = False
-    d.mode.update({k: v for k, v in changes.items() if k.endswith("_mode")})
-    d.processor.update({k: v for k, v in changes.items() if not k.endswith("_mode")})
-
-
-def withheld(dumped: Dumped, header: str) -> None:
-    """The filter's list lets this header through no more."""
-    rules = dumped.processor["forward_rules"]["allowed_headers"]
-    rules["patterns"] = [one for one in rules["patterns"] if one["exact"] != header]
-
-
-def metadata_source() -> Json:
-    return {"metadata": {"key": "envoy.lb", "path": [{"key": DESTINATION}]}}
-
+from tests.unit.doctor.dump_rig import (
+    DESTINATION,
+    EXT_PROC,
+    V1,
+    Change,
+    Dumped,
+    Json,
+    codes_of,
+    ids,
+    metadata_source,
+    off,
+    withheld,
+)
 
 OVERRIDE: list[tuple[str, Change, set[str]]] = [
-    ("no ext_proc filter", lambda d: d.filters.pop(0), {"envoy-no-filter"}),
-    ("the filter behind the router", lambda d: d.filters.reverse(), {"envoy-filter-order"}),
-    ("no route for /v1/", lambda d: d.host["routes"].clear(), {"envoy-no-route"}),
-    (
-        "headers skipped",
-        lambda d: d.mode.update(request_header_mode="SKIP"),
-        {"envoy-request-headers"},
-    ),
-    ("no body", lambda d: d.mode.pop("request_body_mode"), {"envoy-body-mode"}),
-    ("STREAMED", lambda d: d.mode.update(request_body_mode="STREAMED"), {"envoy-body-mode"}),
-    (
-        "BUFFERED_PARTIAL",
-        lambda d: d.mode.update(request_body_mode="BUFFERED_PARTIAL"),
-        {"envoy-body-mode"},
-    ),
-    (
-        "the answer's headers skipped",
-        lambda d: d.mode.update(response_header_mode="SKIP"),
-        {"envoy-response-headers"},
-    ),
-    (
-        "duplex without request trailers",
-        lambda d: duplex(d, request_trailer_mode="SKIP"),
-        {"envoy-duplex-request-trailers"},
-    ),
-    (
-        "duplex without response trailers",
-        lambda d: duplex(d, response_trailer_mode="SKIP"),
-        {"envoy-duplex-response-trailers"},
-    ),
-    ("duplex, fail-open", lambda d: duplex(d, failure_mode_allow=True), {"envoy-duplex-fail-open"}),
-    ("fail-closed", lambda d: d.processor.pop("failure_mode_allow"), {"envoy-fail-closed"}),
-    (
-        "the default message time-out",
-        lambda d: d.processor.pop("message_timeout"),
-        {"envoy-message-timeout"},
-    ),
-    (
-        "a message time-out as long as a decision",
-        lambda d: d.processor.update(message_timeout="1s"),
-        {"envoy-message-timeout"},
-    ),
-    (
-        "nothing stripped",
-        lambda d: d.manager.pop("early_header_mutation_extensions"),
-        {"envoy-headers-not-stripped"},
-    ),
-    (
-        "two headers of three stripped",
-        lambda d: d.manager["early_header_mutation_extensions"][0]["typed_config"][
-            "mutations"
-        ].pop(),
-        {"envoy-headers-not-stripped"},
-    ),
-    (
-        "stripped too late",
-        lambda d: (
-            d.manager.pop("early_header_mutation_extensions"),
-            d.host.update(request_headers_to_remove=["target-pod", DESTINATION]),
-        ),
-        {"envoy-headers-not-stripped", "envoy-pick-removed"},
-    ),
-    (
-        "the pick removed on its route",
-        lambda d: d.route("picked").update(request_headers_to_remove=[DESTINATION.title()]),
-        {"envoy-pick-removed"},
-    ),
-    (
-        "the default buffer",
-        lambda d: d.host.pop("request_body_buffer_limit"),
-        {"envoy-buffer-limit"},
-    ),
-    (
-        "a buffer of just the limit",
-        lambda d: d.host.update(request_body_buffer_limit="16777216"),
-        {"envoy-buffer-limit"},
-    ),
-    (
-        "a buffer filter",
-        lambda d: d.filters.insert(
-            0,
-            {
-                "name": "envoy.filters.http.buffer",
-                "typed_config": {
-                    "@type": f"{V1}.filters.http.buffer.v3.Buffer",
-                    "max_request_bytes": 65536,
-                },
-            },
-        ),
-        {"envoy-buffer-filter"},
-    ),
-    (
-        "the default breakers",
-        lambda d: d.cluster("ext_proc").pop("circuit_breakers"),
-        {"envoy-breaker-requests", "envoy-breaker-retries"},
-    ),
-    (
-        "a breaker of 1,024 requests",
-        lambda d: d.thresholds("ext_proc").update(max_requests=1024),
-        {"envoy-breaker-requests"},
-    ),
-    (
-        "three retries at once",
-        lambda d: d.thresholds("ext_proc").pop("max_retries"),
-        {"envoy-breaker-retries"},
-    ),
-    (
-        "no retry to another replica",
-        lambda d: d.processor["grpc_service"].pop("retry_policy"),
-        {"envoy-grpc-retry"},
-    ),
-    (
-        "a retry to the same replica",
-        lambda d: d.processor["grpc_service"]["retry_policy"].pop("retry_host_predicate"),
-        {"envoy-grpc-retry-same-host"},
-    ),
-    (
-        "LEAST_REQUEST among processors",
-        lambda d: d.cluster("ext_proc").update(lb_policy="LEAST_REQUEST"),
-        {"envoy-processor-balancing"},
-    ),
-    (
-        "no health check",
-        lambda d: d.cluster("ext_proc").pop("health_checks"),
-        {"envoy-health-check"},
-    ),
-    (
-        "a health check of another service",
-        lambda d: d.cluster("ext_proc")["health_checks"][0].update(
-            grpc_health_check={"service_name": "ext-proc"}
-        ),
-        {"envoy-health-check-name"},
-    ),
-    (
-        "a health check over HTTP",
-        lambda d: (
-            d.cluster("ext_proc")["health_checks"][0].pop("grpc_health_check"),
-            d.cluster("ext_proc")["health_checks"][0].update(http_health_check={"path": "/readyz"}),
-        ),
-        {"envoy-health-check-name"},
-    ),
-    (
-        "a cluster that is not there",
-        lambda d: d.processor["grpc_service"]["envoy_grpc"].update(cluster_name="extproc"),
-        {"envoy-processor-cluster"},
-    ),
     ("no replica", lambda d: d.hosts("ext_proc").clear(), {"envoy-processor-cluster"}),
     (
         "another port",
@@ -498,27 +258,6 @@ ORIGINAL: list[tuple[str, Change, set[str]]] = [
         {"envoy-pick-unused"},
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def dumps() -> dict[str, Json]:
-    """Of the real Envoy, once for each shipped file."""
-    names = (OVERRIDE_HOST, ORIGINAL_DST)
-
-    async def both() -> list[str]:
-        return list(await asyncio.gather(*(real_dump(name) for name in names)))
-
-    return {n: json.loads(text) for n, text in zip(names, asyncio.run(both()), strict=True)}
-
-
-def ids(cases: list[tuple[str, Change, set[str]]]) -> list[str]:
-    return [case[0] for case in cases]
-
-
-async def codes_of(folder: Path, dump: Json, change: Change) -> set[str]:
-    document = copy.deepcopy(dump)
-    change(Dumped(document))
-    return set(told(await examine_dump(folder, document)))
 
 
 @pytest.mark.parametrize(("what", "change", "codes"), OVERRIDE, ids=ids(OVERRIDE))
