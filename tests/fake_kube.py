@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -375,3 +376,15 @@ def _status(code: int) -> Json:
         "reason": reason,
         "code": code,
     }
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    """A file for `KUBECONFIG` that names this API server, and no rights."""
+    path = folder / "kubeconfig"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: here\n"
+        f"clusters: [{{name: here, cluster: {{server: '{server}'}}}}]\n"
+        "users: [{name: me, user: {}}]\n"
+        "contexts: [{name: here, context: {cluster: here, user: me}}]\n"
+    )
+    return path

@@ -1,7 +1,7 @@
 """The fake engine beside a real vLLM 0.32.0: the same requests give the same events.
 
-Two recordings. The scenario is sent over HTTP, step by step, to a fake engine that has the real
-one's tokens. The truth is played to the block manager, step by step of the engine.
+The scenario of a recording is sent over HTTP, step by step, to a fake engine that has the real
+one's tokens.
 
 Hashes differ, so each recorded hash is paired with ours when both are first stored, and must be
 paired so ever after: in parents, in repeats, in removals. With that, events are compared whole:
@@ -15,72 +15,21 @@ into batches; and the three steps of `NOT_SERVED` and `NOT_RECORDED`, but for th
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
 
 import aiohttp
-import msgpack
-import pytest
 
-from aibrix_extproc.fakes.blocks import Adapter, BlockHasher, BlockManager, CachedSequence
 from aibrix_extproc.fakes.config import EngineConfig
 from aibrix_extproc.fakes.engine import FakeEngine
 from aibrix_extproc.fakes.events import Event, EventEncoder
 from aibrix_extproc.fakes.publisher import EventPublisher
 from aibrix_extproc.fakes.tokenizer import ChatPrompt
+from tests.contract.event_pairs import SIZE, UNKNOWN, Chains, Map, Pairs, events_of
 from tests.recordings import payload_of, recorded
 from tests.support import eventually_async
 
-SIZE = 32
-UNKNOWN = 1_000_000
-"""Ids from here on stand for tokens that the recording does not tell: never a full block's."""
-
-Map = Mapping[str, Any]
-
-
-class Pairs:
-    """Which of our hashes is which recorded one."""
-
-    def __init__(self) -> None:
-        self._recorded: dict[object, object] = {}
-        self._ours: dict[object, object] = {}
-
-    def same(self, recorded: object, ours: object) -> bool:
-        """Pair two hashes that are new; two that are known must be each other's."""
-        first = self._recorded.setdefault(ours, recorded)
-        second = self._ours.setdefault(recorded, ours)
-        return first == recorded and second == ours
-
-    def ours(self, recorded: object) -> object:
-        return self._ours.get(recorded)
-
-    def compare(self, recorded: Sequence[Map], ours: Sequence[Map]) -> None:
-        """All events of a step, whole."""
-        assert [shape(event) for event in ours] == [shape(event) for event in recorded]
-        for theirs, mine in zip(recorded, ours, strict=True):
-            for name in ("block_hashes", "parent_block_hash"):
-                left, right = theirs.get(name), mine.get(name)
-                many = isinstance(left, list)
-                for a, b in zip(left if many else [left], right if many else [right], strict=True):
-                    assert self.same(a, b), (name, a, b)
-
-
-def shape(event: Map) -> Map:
-    """An event without its hashes, of which only the number is kept."""
-    return {
-        name: len(value) if name == "block_hashes" else value
-        for name, value in event.items()
-        if name != "parent_block_hash"
-    }
-
-
-def events_of(payload: bytes) -> list[Map]:
-    return list(msgpack.unpackb(payload)[1])
-
-
-# -- the scenario, over HTTP -----------------------------------------------------------------------
 NOT_ABOUT_THE_CACHE = {
     *("models", "version", "kv_event_sources", "health", "metrics", "metrics_end", "load"),
     *("50_is_sleeping", "20_err_toolong", "20_toolong.tokenize"),
@@ -109,38 +58,6 @@ class Known:
 
     prompt: list[int]
     answer: list[int] = field(default_factory=list)
-
-
-class Chains:
-    """The tokens of each recorded block, from the start of its prompt, and that prompt's salt."""
-
-    def __init__(self, frames: Sequence[Map]) -> None:
-        self._salts: dict[object, str] = {}
-        self._blocks: dict[object, tuple[object, list[int]]] = {}
-        for frame in frames:
-            for event in events_of(payload_of(frame)):
-                if event["type"] != "BlockStored":
-                    continue
-                parent = event["parent_block_hash"]
-                for index, name in enumerate(event["block_hashes"]):
-                    tokens = event["token_ids"][index * SIZE : (index + 1) * SIZE]
-                    self._blocks[name] = (parent, tokens)
-                    extras = [key for key in event["extra_keys"][index] or () if parent is None]
-                    if extras and extras[-1] != event["lora_name"]:
-                        self._salts[name] = extras[-1]
-                    parent = name
-
-    def tokens(self, name: object) -> list[int]:
-        found: list[int] = []
-        while name is not None:
-            name, tokens = self._blocks[name]
-            found = [*tokens, *found]
-        return found
-
-    def salt(self, name: object) -> str | None:
-        while self._blocks[name][0] is not None:
-            name = self._blocks[name][0]
-        return self._salts.get(name)
 
 
 def at_once(first: int) -> list[int]:
@@ -340,126 +257,3 @@ async def send(client: aiohttp.ClientSession, tokenizer: RecordedTokenizer, numb
             assert answer["error"]["message"] == step["response"]["error"]["message"]
         elif path == "/tokenize" and step["request"].get("add_special_tokens", True):
             assert answer["tokens"] == step["response"]["tokens"]
-
-
-# -- the truth, step by step of the engine ---------------------------------------------------------
-class TruthPlayer:
-    """Plays the recorded requests to a block manager and compares every batch on the way.
-
-    The recording does not tell how long the answers were: a request decodes for as long as the
-    next recorded batch is one that decoding explains.
-    """
-
-    def __init__(self, frames: Sequence[Map], unhashed_first: bool) -> None:
-        self.batches = [events_of(payload_of(frame)) for frame in frames]
-        self.at = 0
-        self._chains = Chains(frames)
-        self._blocks = BlockManager(64, SIZE, BlockHasher(5), unhashed_first)
-        self._encoder = EventEncoder((0, 32, 0))
-        self._pairs = Pairs()
-        self._unknown = count(UNKNOWN)
-
-    def play(self, request: Map, following: Map | None) -> int:
-        """One request of the recording; the tokens that the block manager reused for it."""
-        if self._cleared_next():
-            assert self._blocks.reset()
-        if (event := self._unlisted(request)) is not None:
-            self._play_unlisted(event)
-        adapter = Adapter("tiny-lora", 1) if request["model"] == "tiny-lora" else None
-        return self._run(request["token_ids"], adapter, request["cache_salt"], following)
-
-    def _run(
-        self,
-        tokens: Sequence[int],
-        adapter: Adapter | None,
-        salt: str | None,
-        following: Map | None,
-    ) -> int:
-        sequence = CachedSequence(list(tokens), adapter, salt)
-        reused = self._blocks.reusable(sequence)
-        cached = len(reused) * SIZE
-        assert self._blocks.allocate(sequence, len(tokens) - cached, reused)
-        self._compare()
-        while (answer := self._decodes(sequence, following)) is not None:
-            for _ in range(SIZE + 1):
-                sequence.tokens.append(answer.pop(0) if answer else next(self._unknown))
-                assert self._blocks.allocate(sequence, 1)
-                if self._compare():
-                    break
-            else:
-                pytest.fail("a whole block was decoded, and nothing happened")
-        self._blocks.release(sequence)
-        return cached
-
-    def _compare(self) -> bool:
-        events = self._blocks.take_events()
-        if events:
-            self._pairs.compare(self.batches[self.at], events_of(self._encoder.encode(0.0, events)))
-            self.at += 1
-        return bool(events)
-
-    def _next_stored(self, at: int) -> Map | None:
-        batch = self.batches[at] if at < len(self.batches) else []
-        return next((event for event in batch if event["type"] == "BlockStored"), None)
-
-    def _cleared_next(self) -> bool:
-        batch = self.batches[self.at] if self.at < len(self.batches) else [{"type": ""}]
-        return bool(batch[0]["type"] == "AllBlocksCleared")
-
-    def _decodes(self, sequence: CachedSequence, following: Map | None) -> list[int] | None:
-        """The next tokens of its answer where the next batch is its own, else None."""
-        if self.at >= len(self.batches) or self._cleared_next():
-            return None
-        stored = self._next_stored(self.at)
-        only_removes = stored is None
-        if only_removes:
-            stored = self._next_stored(self.at + 1)
-        if stored is not None and stored["token_ids"] != new_blocks(following):
-            full = len(sequence.tokens) // SIZE
-            parent = sequence.hashes[full - 1] if full else None
-            begun = sequence.tokens[full * SIZE :]
-            tokens = stored["token_ids"]
-            goes_on = self._pairs.ours(stored["parent_block_hash"]) == parent
-            if goes_on and (full or begun) and tokens[: len(begun)] == begun:
-                return list(tokens[len(begun) : SIZE])
-        return [] if only_removes else None
-
-    def _unlisted(self, request: Map) -> Map | None:
-        """The event of a request that the recording left out, where the next batch is its."""
-        stored = self._next_stored(self.at)
-        new = new_blocks(request)
-        return stored if stored is not None and new and stored["token_ids"] != new else None
-
-    def _play_unlisted(self, event: Map) -> None:
-        adapter = Adapter("tiny-lora", 1) if event["lora_name"] else None
-        last = event["block_hashes"][-1]
-        self._run(self._chains.tokens(last), adapter, self._chains.salt(last), None)
-
-
-def new_blocks(request: Map | None) -> list[int] | None:
-    """The tokens of the blocks that a request stores, by what the engine says it reused."""
-    if request is None:
-        return None
-    tokens = request["token_ids"]
-    return list(tokens[request["cached_tokens"] : len(tokens) // SIZE * SIZE])
-
-
-def play_all(unhashed_first: bool) -> tuple[list[int], TruthPlayer]:
-    """Play the whole recording; what was reused, request by request."""
-    requests, frames = recorded("0.32-truth/requests"), recorded("0.32-truth/frames")
-    player = TruthPlayer(frames, unhashed_first)
-    pairs = zip(requests, [*requests[1:], None], strict=True)
-    return [player.play(request, following) for request, following in pairs], player
-
-
-def test_the_block_manager_reuses_stores_and_evicts_what_the_real_engine_did() -> None:
-    cached, player = play_all(unhashed_first=True)
-    requests = recorded("0.32-truth/requests")
-    assert cached == [request["cached_tokens"] for request in requests]
-    assert len(cached) == 398
-    assert player.at == len(player.batches) == 733
-
-
-def test_the_order_of_eviction_before_0_24_is_not_that_of_0_32() -> None:
-    with pytest.raises(AssertionError):
-        play_all(unhashed_first=False)

@@ -23,7 +23,7 @@ from aibrix_extproc.stack.processes import Process, Processes, free_port
 from aibrix_extproc.stack.start import Envoy, Server, start_envoy, start_server
 from tests.e2e.relay import Relay
 from tests.envoy_binary import envoy_path
-from tests.fake_kube import FakeKube, kube_pod
+from tests.fake_kube import FakeKube, kube_pod, kubeconfig
 from tests.support import eventually_async
 
 _SICK_ENGINE: Final = Path(__file__).with_name("sick_engine.py")
@@ -180,19 +180,8 @@ def _pod(engine: SickEngine, events: int, replays: int) -> dict[str, Any]:
 
 
 def _environment(folder: Path, kube: FakeKube, tokenizer: SickEngine) -> dict[str, str]:
-    path = folder / "kubeconfig"
-    path.write_text(
-        json.dumps(
-            {
-                "clusters": [{"name": "fake", "cluster": {"server": kube.url}}],
-                "users": [{"name": "nobody", "user": {}}],
-                "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "nobody"}}],
-                "current-context": "fake",
-            }
-        )
-    )
     return {
-        "KUBECONFIG": str(path),
+        "KUBECONFIG": str(kubeconfig(folder, kube.url)),
         "AIBRIX_PREFIX_CACHE_KV_EVENT_SYNC_ENABLED": "true",
         "AIBRIX_PREFIX_CACHE_USE_REMOTE_TOKENIZER": "true",
         "AIBRIX_PREFIX_CACHE_REMOTE_TOKENIZER_ENDPOINT": tokenizer.url,

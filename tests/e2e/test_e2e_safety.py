@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -30,6 +29,7 @@ from tests.e2e.beside import (
 )
 from tests.e2e.stack import Reply, Stack, gateway
 from tests.e2e.upstream import Received, Upstream, send_raw
+from tests.fake_kube import kubeconfig
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -274,17 +274,6 @@ async def unlisted(envoys: Envoys, pods: list[Upstream]) -> Envoys:
     server = await start_server(stack.processes, stack.session, variables, "unlisted", "healthz")
     waiting = replace(stack, servers=[server])
     return Envoys(waiting, pods=[pod.address for pod in pods])
-
-
-def kubeconfig(folder: Path, server: str) -> Path:
-    path = folder / "kubeconfig"
-    path.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: here\n"
-        f"clusters: [{{name: here, cluster: {{server: '{server}'}}}}]\n"
-        "users: [{name: me, user: {}}]\n"
-        "contexts: [{name: here, context: {cluster: here, user: me}}]\n"
-    )
-    return path
 
 
 @pytest.mark.parametrize("wiring", EVERY_WIRING, ids=str)
