@@ -26,6 +26,7 @@ from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.cache_use import CacheUse
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.ramp import Ramp
 from aibrix_extproc.routing.types import Load, Scored
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.tokenizer.pool import TokenizerPool, TokenizerUnavailable
@@ -67,8 +68,17 @@ class Decider:
         """The last decisions."""
         self._log = SampledLog(settings.decision_log_share, rng or Random())
         self._planner = Planner(settings, registry, manager, rng or Random())
+        self._ramp = Ramp(settings.ramp_s)
+        registry.subscribe(lambda before, after: self._ramp.on_pod(before, after, clock()))
         self._viewer = Viewer(
-            metrics, manager, index, ledger, predictions, settings.max_prompt_tokens, caches
+            metrics,
+            manager,
+            index,
+            ledger,
+            predictions,
+            settings.max_prompt_tokens,
+            caches,
+            self._ramp,
         )
         self.agreement = agreement or Agreement(
             settings, metrics, registry, manager, index, ledger, predictions, clock
@@ -221,6 +231,7 @@ class Decider:
                 "context_tokens": load.context_tokens,
                 "computed_tokens": round(view.context.computed_tokens.get(source, 0.0)),
             },
+            "ramp": round(self._ramp.share(candidate.pod.key, self._clock()), 3),
             "score": scored.score,
             **self.gate.explained_one(scored),
         }

@@ -20,6 +20,7 @@ from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.cache_use import CacheUse
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.ramp import Ramp
 from aibrix_extproc.routing.reuse import reusable_tokens
 from aibrix_extproc.routing.strategies.least_kv_cache import LeastKvCache
 from aibrix_extproc.routing.types import RouteContext
@@ -66,10 +67,12 @@ class Viewer:
         predictions: Predictions,
         max_tokens: int,
         caches: CacheUse | None = None,
+        ramp: Ramp | None = None,
     ) -> None:
         """`max_tokens`: leading tokens of a prompt that are matched. `caches`: what engines say
-        of theirs, for a strategy that goes by it."""
+        of theirs, for a strategy that goes by it. `ramp`: of pods that join."""
         self._caches = caches or CacheUse()
+        self._ramp = ramp or Ramp(0.0)
         self._max_tokens = max_tokens
         self._metrics = metrics
         self._manager = manager
@@ -89,7 +92,7 @@ class Viewer:
                 logging.INFO,
                 expired,
             )
-        loads = self._ledger.loads(now)
+        loads = self._ramp.counted(self._ledger.loads(now), plan.candidates, now)
         if tokens.ids is None:
             length = -(-plan.parsed.prompt_bytes // BYTES_PER_TOKEN)
             by_caches = plan.strategy.name == LeastKvCache.name

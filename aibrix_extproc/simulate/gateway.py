@@ -23,6 +23,7 @@ from aibrix_extproc.index import PrefixIndex, open_index
 from aibrix_extproc.metrics import Metrics
 from aibrix_extproc.routing.ledger import Ledger
 from aibrix_extproc.routing.predictions import Predictions
+from aibrix_extproc.routing.ramp import Ramp
 from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate.engine import Batch, VirtualEngine
@@ -97,6 +98,8 @@ class Gateway:
         parts = (self._metrics, self._registry, self._manager, self._index)
         state = (self._ledger, self._predictions, self._clock)
         self._agreement = Agreement(settings, *parts, *state, Random(seed))
+        ramp = Ramp(settings.ramp_s)
+        self._registry.subscribe(lambda before, after: ramp.on_pod(before, after, self._clock()))
         self._viewer = Viewer(
             self._metrics,
             self._manager,
@@ -105,6 +108,7 @@ class Gateway:
             self._predictions,
             settings.max_prompt_tokens,
             self._usage.caches,
+            ramp,
         )
         self._booking = Booking(
             settings,

@@ -90,6 +90,6 @@ async def test_of_a_burst_beyond_capacity_some_are_refused_and_the_others_begin_
 
 async def test_without_a_limit_which_is_the_default_nobody_is_refused() -> None:
     async with gateway(engines=ENGINES) as stack:
-        replies = await burst(stack, 0)
+        replies = await asyncio.gather(*(ask(stack, number) for number in range(BURST)))
         assert {reply.status for reply in replies} == {200}
         assert await refusals(stack) == 0

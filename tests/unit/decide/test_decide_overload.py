@@ -277,3 +277,35 @@ async def test_a_pod_that_is_gone_leaves_no_account() -> None:
         here.rig.decider.gate.forget(trip.source)
         assert trip.source not in pace._accounts
         here.rig.decider.release(trip)
+
+
+async def test_a_pod_that_joins_gets_its_share_at_first_and_explain_shows_its_ramp() -> None:
+    async with world(max_start_delay_s=0.0, ramp_s=10.0) as here:
+        for _ in range(8):
+            await here.send()
+        here.rig.registry.upsert(plain_pod("new", labels={"is": "new"}))
+        chosen = [(await here.send()).pod.key for _ in range(6)]
+        own = chosen.count("default/new")
+        assert own in (1, 2)
+        here.now += 5.0
+        page = await here.rig.decider.explain(request(completion(PROMPT)))
+        found = {one["pod"]: one for one in page["candidates"]}
+        assert {name: one["ramp"] for name, one in found.items()} == {
+            A: 0,
+            B: 0,
+            "default/new": 0.5,
+        }
+        others = (8 + 6 - own) / 2
+        assert found["default/new"]["load"]["requests"] == own + round(others / 2)
+        here.now += 5.0
+        page = await here.rig.decider.explain(request(completion(PROMPT)))
+        assert page["candidates"][0]["pod"] == "default/new"
+        assert {one["ramp"] for one in page["candidates"]} == {0}
+
+
+async def test_without_a_ramp_a_pod_that_joins_gets_all_until_it_has_as_many() -> None:
+    async with world(max_start_delay_s=0.0, ramp_s=0.0) as here:
+        for _ in range(8):
+            await here.send()
+        here.rig.registry.upsert(plain_pod("new", labels={"is": "new"}))
+        assert {(await here.send()).pod.key for _ in range(4)} == {"default/new"}
