@@ -268,3 +268,17 @@ async def test_a_row_that_went_takes_none_of_the_next_process_with_it(chromium: 
         )
         assert await page.evaluate(NAMES) == ["new"]
         await chromium.close(page)
+
+
+async def test_a_tab_that_is_opened_behind_another_ends_its_stream(chromium: Browser) -> None:
+    world = LiveWorld(2)
+    async with live_server(world) as url:
+        page = await chromium.open(f"{url}/")
+        await page.until(LIVE)
+        await page.evaluate("window.later = [], window.setTimeout = (what) => later.push(what)")
+        await page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
+        await page.evaluate("import('/live/stream.js').then((stream) => stream.follow({}))")
+        await page.evaluate("later.forEach((what) => what())")
+        connection = "document.getElementById('connection').textContent"
+        assert await page.evaluate(connection) == "Paused while hidden"
+        await chromium.close(page)

@@ -40,6 +40,17 @@ function open(handlers) {
   });
 }
 
+/** End the stream of a tab that nobody sees, and begin it again once it is seen. */
+function seenOrNot(handlers) {
+  clearTimeout(hiddenTimer);
+  if (document.hidden) {
+    hiddenTimer = setTimeout(() => {
+      close();
+      show("wait", "Paused while hidden");
+    }, HIDDEN_MS);
+  } else if (!source) open(handlers);
+}
+
 /** Keep a stream open; `handlers` by the event's name, each given the parsed data. */
 export function follow(handlers) {
   open(handlers);
@@ -52,13 +63,6 @@ export function follow(handlers) {
       open(handlers);
     }
   }, 1000);
-  document.addEventListener("visibilitychange", () => {
-    clearTimeout(hiddenTimer);
-    if (document.hidden) {
-      hiddenTimer = setTimeout(() => {
-        close();
-        show("wait", "Paused while hidden");
-      }, HIDDEN_MS);
-    } else if (!source) open(handlers);
-  });
+  document.addEventListener("visibilitychange", () => seenOrNot(handlers));
+  seenOrNot(handlers); // a tab may be opened behind another, and never be looked at
 }
