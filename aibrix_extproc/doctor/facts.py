@@ -180,8 +180,7 @@ class ReplaySeen:
     """The end marker came."""
     batches: Batches
     failure: str = ""
-    limited: bool = False
-    """Left off after as many batches as doctor takes."""
+    """Empty also where it was left off after as many batches as doctor takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class _Asked:
         failure = self._failure
         if not (self._ended or failure or self.is_full):
             failure = "it did not come to its end in time" if batches.count else "no reply"
-        return ReplaySeen(self._ended, batches, failure, self.is_full and not self._ended)
+        return ReplaySeen(self._ended, batches, failure)
 
 
 def _read_all(asked: Mapping[int, _Asked], board: Switchboard, until: float) -> None:

@@ -16,7 +16,6 @@ from rich.text import Text
 from aibrix_extproc.watch import text
 from aibrix_extproc.watch.rows import Row, Sort, View, ordered, totals, troubles
 
-MIN_WIDTH: Final = 40
 _STYLES: Final = {
     "EXACT": "green",
     "PARTIAL": "yellow",
