@@ -23,8 +23,9 @@ TRACES ?= traces
 
 .PHONY: demo test lint format types unit proto proto-check clean setup core core-check fuzz chaos \
 	acceptance soak screenshot kube-tools kube-schemas kube-test kube-rules gateway-schemas gateway-tools gateway-xds \
-	compose-test bench bench-restart calibrate routing-study \
-	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers
+	compose-test bench bench-restart calibrate \
+	bench-index bench-request-path bench-conversations bench-tokenizer-client bench-peers \
+	bench-routing
 
 setup: $(READY) $(ENVOY)
 
@@ -94,7 +95,7 @@ calibrate: $(READY)
 
 # Every strategy on the same simulated traffic (benchmarks/routing); TRACES as above. An hour of two
 # cores, or BENCH="--set held-out --strategy prefix-cache --seeds 2"; what is there is not run again.
-routing-study: $(READY)
+bench-routing: $(READY)
 	$(BIN)/python -m benchmarks.routing run --traces $(TRACES) $(BENCH)
 	$(BIN)/python -m benchmarks.routing judge
 
