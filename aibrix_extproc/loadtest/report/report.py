@@ -90,10 +90,10 @@ def _headline(runs: Sequence[RunSummary], comparisons: Sequence[Comparison]) -> 
         return f"{clean(run.strategy)}: {', '.join(parts)}"
     best = comparisons[0]
     name, other = clean(best.strategy), clean(best.baseline)
+    failed = _failed(next(run for run in runs if run.strategy == best.strategy))
     if best.low is None or best.high is None:
-        return (
-            f"{name}: mean TTFT {_change(best.change)} than {other} (too few requests to be sure)"
-        )
+        said = f"{name}: mean TTFT {_change(best.change)} than {other}"
+        return f"{said} (too few requests to be sure){failed}"
     if not best.tells:
         interval = f"95 % interval {100 * best.low:+.0f} to {100 * best.high:+.0f} %"
         return (
@@ -101,7 +101,12 @@ def _headline(runs: Sequence[RunSummary], comparisons: Sequence[Comparison]) -> 
         )
     low, high = sorted((abs(best.low), abs(best.high)))
     interval = f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-    return f"{name}: mean TTFT {_change(best.change)} than {other} ({interval})"
+    return f"{name}: mean TTFT {_change(best.change)} than {other} ({interval}){failed}"
+
+
+def _failed(run: RunSummary) -> str:
+    """A strategy that fails the hard requests is fast at the others."""
+    return f", but {percent(run.errors / run.requests)} of its requests failed" * bool(run.errors)
 
 
 def _change(change: float) -> str:

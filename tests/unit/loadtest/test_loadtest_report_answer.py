@@ -48,6 +48,15 @@ def test_a_difference_within_its_interval_is_no_difference() -> None:
     assert not found.comparisons[0].tells
 
 
+def test_a_winner_that_failed_requests_does_not_win_in_silence() -> None:
+    failing = a_run("prefix-cache", Shape(failing=0.1))
+    found = summarise(replace(a_test(), runs=[a_test().runs[0], failing]))
+    assert found.headline.startswith("prefix-cache: mean TTFT")
+    assert found.headline.endswith(
+        f", but {found.runs[1].errors / 15:.1f} % of its requests failed"
+    )
+
+
 def test_one_run_is_told_without_comparing() -> None:
     found = summarise(a_test(("prefix-cache",)))
     assert found.headline == "prefix-cache: mean TTFT 139 ms, hit ratio 56.5 %"

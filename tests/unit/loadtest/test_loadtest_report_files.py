@@ -20,6 +20,7 @@ from aibrix_extproc.loadtest.report.page import page
 from aibrix_extproc.loadtest.report.plots import COLOURS, DASHES, Mark
 from aibrix_extproc.loadtest.report.report import Report, summarise
 from aibrix_extproc.loadtest.report.results import LoadTest, RequestResult, RunResult, Slo
+from aibrix_extproc.loadtest.report.rows import shown
 from aibrix_extproc.loadtest.report.table import table
 from aibrix_extproc.loadtest.report.words import clean, duration, percent
 from aibrix_extproc.loadtest.report.write import write
@@ -185,6 +186,29 @@ def test_the_table_says_the_answer_first_and_then_what_limits_trust() -> None:
     text = printed(summarise(bare()))
     assert "random failed: 1 × HTTP 503" in text
     assert "Care: No null run was made" in text
+
+
+def test_each_line_of_the_table_is_what_it_is_called() -> None:
+    (run,) = summarise(a_test(("prefix-cache",))).runs
+    lines = {
+        (group.title, row.label): row.cell(run) for group in shown([run]) for row in group.rows
+    }
+    for title, found in (
+        ("TTFT", run.ttft_s),
+        ("Inter-token", run.inter_token_s),
+        ("End to end", run.end_to_end_s),
+    ):
+        for name in ("mean", "p50", "p90", "p99"):
+            assert lines[title, name] == duration(getattr(found, name))
+    assert lines["Goodput", "within the SLO"] == "24.7/s"
+    assert lines["Reuse", "hit ratio"] == percent(run.hit_ratio) == "56.5 %"
+    assert lines["Reuse", "as predicted"] == percent(run.predicted_hit_ratio) == "55.5 %"
+    assert lines["Reuse", "predicted - actual"] == "-1.1 points"
+    assert lines["Busiest pod by mean", "requests"] == "1.28 ×"
+    assert lines["Busiest pod by mean", "prompt computed"] == "1.24 ×"
+    assert lines["Requests", "offered"] == "25.5/s"
+    assert lines["Requests", "sent"] == "1,500"
+    assert lines["Generator", "late, p99"] == duration(run.lateness_s.p99)
 
 
 def test_words_from_outside_do_nothing_on_a_terminal() -> None:
