@@ -43,6 +43,12 @@ def test_a_value_is_in_its_bin_and_a_bin_is_narrow(value: float) -> None:
     assert upper_s(place) / lower_s(place) == pytest.approx(2 ** (1 / PER_OCTAVE))
 
 
+def test_the_ends_of_bins_fall_where_they_belong() -> None:
+    for place in range(LOWEST + 1, 20 * PER_OCTAVE):
+        assert bin_of(lower_s(place)) == place
+        assert bin_of(math.nextafter(upper_s(place), 0)) == place
+
+
 @given(st.lists(st.integers(0, 10**7), max_size=200))
 def test_values_that_were_counted_fall_into_the_same_bins(values: list[int]) -> None:
     assert bins_of_counts(Counter(values), 1e-5) == bins_of([value * 1e-5 for value in values])
