@@ -145,11 +145,11 @@ def run(args: argparse.Namespace) -> int:
     job = _job(args, sessions)
     _folder(args.report)
     watch = partial(_shown, requests=sum(len(session.turns) for session in sessions))
-    # As Ctrl-C pressed twice: every context is left, and no process stays behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             found = runner.run(_interruptible(Campaign(job, watch)))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     except SettingsError:
         raise
     except ExtprocError as error:
@@ -160,15 +160,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _interruptible(campaign: "Campaign") -> "Found":
-    """The first Ctrl-C ends the run and reports what there is, the second ends all."""
-    loop = asyncio.get_running_loop()
+    """The first Ctrl-C ends the run and reports what there is; the second, or SIGTERM, ends all at
+    once, and every context is left. Raises CancelledError then."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    pressed = 0
 
     def stop() -> None:
-        print("\ninterrupted: the report is of what was done so far", file=sys.stderr)
-        loop.remove_signal_handler(signal.SIGINT)
-        campaign.stop()
+        nonlocal pressed
+        pressed += 1
+        if pressed == 1:
+            print("\ninterrupted: the report is of what was done so far", file=sys.stderr)
+            campaign.stop()
+        elif task is not None:
+            task.cancel()
 
     loop.add_signal_handler(signal.SIGINT, stop)
+    if task is not None:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
     return await campaign.run()
 
 
@@ -188,7 +196,7 @@ def _job(args: argparse.Namespace, sessions: "Sequence[Session]") -> "Job":
     return Job(
         sessions=sessions,
         strategies=list(dict.fromkeys(args.strategy or default)),
-        target=_target(args) if args.url else _stack(args),
+        target=_target(args) if args.url else _stack(args, sessions),
         seed=args.seed,
         model=args.model,
         max_open=args.max_open,
@@ -214,7 +222,7 @@ def _target(args: argparse.Namespace) -> "Target":
     return Target(args.url, _headers(args.header), args.wait, pages)
 
 
-def _stack(args: argparse.Namespace) -> "StackSizes":
+def _stack(args: argparse.Namespace, sessions: "Sequence[Session]") -> "StackSizes":
     from aibrix_extproc.loadtest.own_stack import EngineSizes, StackSizes
     from aibrix_extproc.routing.strategies import STRATEGIES
     from aibrix_extproc.stack.envoy_config import OVERRIDE_HOST, shipped
@@ -232,8 +240,22 @@ def _stack(args: argparse.Namespace) -> "StackSizes":
         decode_ms_per_token=args.decode_ms_per_token,
         tokens_per_chunk=args.tokens_per_chunk,
     )
+    _check_fits(args, sessions)
     template = args.envoy_config or shipped(OVERRIDE_HOST)
     return StackSizes(args.pods, engine, find_envoy(args.envoy), template)
+
+
+def _check_fits(args: argparse.Namespace, sessions: "Sequence[Session]") -> None:
+    """A request that no cache can hold would be refused by the engine, in the middle of the run."""
+    longest = max(
+        turn.prompt_tokens + turn.answer.tokens for session in sessions for turn in session.turns
+    )
+    needed = -(-longest // args.block_size) + 1  # a block of each cache is reserved
+    if needed > args.num_blocks:
+        raise SettingsError(
+            f"the longest request has {longest} tokens with its answer, more than a cache of "
+            f"--num-blocks {args.num_blocks} holds: {needed} are needed"
+        )
 
 
 _OF_A_TARGET: Final = ("header", "processor_metrics", "engine_metrics")

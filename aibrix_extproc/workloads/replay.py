@@ -6,6 +6,7 @@ of its own session: what was answered when the file was recorded stands in the m
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ _LONGEST_SESSION: Final = 128
 def replay(path: Path, speed: float = 1.0, limit: int | None = None) -> list[Session]:
     """The first `limit` lines of a file, in the order of their times.
 
-    Each line is an object: `time` (seconds since the first request, any order), `messages` (a
-    chat) or `prompt` (a completion: a text or token ids), `max_tokens`, and where wanted `session`
-    (a name; without it a line is a session of its own) and `tools`. `speed` 3 sends what the file
-    sends in 3 s within one. Raises SettingsError that names the line.
+    Each line is an object: `time` (seconds since any moment; the earliest line is sent at once, and
+    lines may stand in any order), `messages` (a chat) or `prompt` (a completion: a text or token
+    ids), `max_tokens`, and where wanted `session` (a name; without it a line is a session of its
+    own) and `tools`. `speed` 3 sends what the file sends in 3 s within one. Raises SettingsError
+    that names the line.
     """
     sessions: list[Session] = []
     try:
@@ -41,7 +43,9 @@ def replay(path: Path, speed: float = 1.0, limit: int | None = None) -> list[Ses
         raise SettingsError(f"the file {path}, line {number}: {error}") from None
     if not sessions:
         raise SettingsError(f"the file {path} holds no request")
-    return sorted(sessions, key=lambda session: session.start_s)
+    first_s = min(session.start_s for session in sessions)
+    moved = (replace(session, start_s=session.start_s - first_s) for session in sessions)
+    return sorted(moved, key=lambda session: session.start_s)
 
 
 def _object(line: str) -> Mapping[str, Any]:

@@ -61,7 +61,10 @@ async def test_a_failed_request_makes_the_command_fail() -> None:
         assert "HTTP 404" in process.out_path.read_text()
 
 
-async def test_ctrl_c_reports_what_was_done_so_far() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_ctrl_c_reports_what_was_done_so_far_and_sigterm_just_ends(
+    number: signal.Signals,
+) -> None:
     with Processes() as processes:
         engine = await start_engine(processes, "engine", ["--time-scale", "0"])
         rows = [{"time": n, "prompt": "Once", "max_tokens": 1} for n in (0, 600)]
@@ -70,8 +73,12 @@ async def test_ctrl_c_reports_what_was_done_so_far() -> None:
         process = spawn(processes, "replay", str(path), "--url", engine.url)
         answered = f"{engine.url}/debug/requests"
         await eventually_async(lambda: seen(answered))
-        process.signal(signal.SIGINT)
+        process.signal(number)
         assert await process.wait() == 130, process.tail()
+        written = (processes.folder / "report" / "report.json").exists()
+        assert written == (number is signal.SIGINT)
+        if not written:
+            return
         assert "interrupted: the report is of what was done so far" in process.log_path.read_text()
         assert "1 of 2 ended" in process.log_path.read_text()
         assert "TTFT" in process.out_path.read_text()
@@ -100,6 +107,7 @@ async def test_a_gateway_that_is_not_there_is_told_in_one_line() -> None:
         (["unique", "--url", "http://h:1", "--engine-metrics", "x"], "is not POD=URL"),
         (["unique", "--header", "a: b"], "--header goes with --url"),
         (["unique", "--strategy", "best"], "choose from"),
+        (["unique", "--num-blocks", "70"], "1232 tokens with its answer"),
         (["unique", "--envoy", "/no/such"], "make setup"),
         (["unique", "--duration", "1e-6"], "no session begins"),
         (["unique", "--report", "/proc/no"], "--report /proc/no"),

@@ -28,9 +28,16 @@ def test_lines_become_sessions_in_the_order_of_their_times(tmp_path: Path) -> No
     assert second.turns[0].answer.tokens == 8
 
 
-def test_speed_and_limit(tmp_path: Path) -> None:
-    (only,) = replay(written(tmp_path, CHAT, COMPLETION), speed=3.0, limit=1)
-    assert only.start_s == 0.5
+def test_times_may_be_those_of_a_clock_the_earliest_is_sent_at_once(tmp_path: Path) -> None:
+    rows = [CHAT | {"time": 1.7e9 + after} for after in (6.0, 0.0, 3.0)]
+    sessions = replay(written(tmp_path, *rows), speed=3.0)
+    assert [session.start_s for session in sessions] == [0.0, 1.0, 2.0]
+    assert [session.id for session in sessions] == ["replay-2", "replay-3", "replay-1"]
+
+
+def test_a_limit_takes_the_first_lines(tmp_path: Path) -> None:
+    (only,) = replay(written(tmp_path, CHAT, COMPLETION), limit=1)
+    assert only.id == "replay-1"
 
 
 @pytest.mark.parametrize(
