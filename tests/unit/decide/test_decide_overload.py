@@ -206,7 +206,28 @@ async def test_an_answer_that_another_pod_gives_is_no_work_of_the_chosen_one() -
             trip = await here.send("a")
             here.rig.decider.prefill_done(trip, plain_pod("bb").address)
         explained = await here.rig.decider.explain(request(completion(PROMPT)))
-        assert {one["start_delay_s"] for one in explained["candidates"]} == {0.0}
+        found = explained["candidates"]
+        assert {one["start_delay_s"] for one in found} == {0.0}
+        assert [one["prefill_tokens_per_s"] for one in found] == pytest.approx([1000.0] * 2)
+
+
+@pytest.mark.parametrize(("stream", "end_seen"), [(False, True), (True, False)])
+async def test_an_answer_whose_beginning_is_not_seen_teaches_nothing(
+    stream: bool, end_seen: bool
+) -> None:
+    """Not streamed, its headers come with its end; in duplex they may not be seen at all."""
+    async with world() as here:
+        await here.learn()
+        for _ in range(9):
+            body = {**completion(PROMPT), "stream": stream}
+            trip = (await here.rig.pick(body, end_seen=end_seen)).ticket
+            assert isinstance(trip, Trip)
+            here.now += 30.0
+            here.begins(trip)
+            here.rig.decider.release(trip)
+        explained = await here.rig.decider.explain(request(completion(PROMPT)))
+        paces = [one["prefill_tokens_per_s"] for one in explained["candidates"]]
+        assert paces == pytest.approx([1000.0] * 2)
 
 
 async def test_explain_says_what_each_candidate_would_take_and_whether_it_is_refused() -> None:
