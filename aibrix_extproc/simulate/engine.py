@@ -18,8 +18,10 @@ from aibrix_extproc.simulate.timing import StepTime
 
 _VERSION: Final = (0, 32, 0)
 """The newest vLLM whose events are recorded in `tests/data`."""
-_BUFFERED: Final = 64
-"""Batches that a replay can bring; vLLM keeps 10,000."""
+VLLM_BUFFER: Final = 10_000
+"""Batches that vLLM keeps for a replay."""
+_BUFFER: Final = 64
+"""Enough where nobody asks from the start, and cheap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,10 @@ class VirtualEngine:
         shape: EngineShape,
         time: StepTime,
         make_blocks: Callable[[EngineShape], BlockManager] = paged,
+        buffer: int = _BUFFER,
     ) -> None:
-        """`make_blocks`: the empty cache of a process that begins."""
+        """`make_blocks`: the empty cache of a process that begins. `buffer`: batches that a replay
+        can bring."""
         self.shape = shape
         self.time = time
         self.capacity_tokens = shape.blocks * shape.block_size
@@ -89,7 +93,7 @@ class VirtualEngine:
         self._stuck = False
         """Requests wait, and the last step could admit none of them; nothing changed since."""
         self._next_batch = 0
-        self._sent: deque[Batch] = deque(maxlen=_BUFFERED)
+        self._sent: deque[Batch] = deque(maxlen=buffer)
 
     def _empty(self) -> Scheduler:
         """What a process begins with."""

@@ -5,7 +5,8 @@ strategy, booking, ledger, predictions, index and event sync are the server's ow
 """
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Final
@@ -27,12 +28,23 @@ from aibrix_extproc.routing.ramp import Ramp
 from aibrix_extproc.routing.types import Candidate, Strategy
 from aibrix_extproc.settings import Settings
 from aibrix_extproc.simulate.engine import Batch, VirtualEngine
-from aibrix_extproc.simulate.sources import VirtualManager, VirtualSource
+from aibrix_extproc.simulate.scenario import Scenario
+from aibrix_extproc.simulate.sources import Later, Saved, VirtualManager, VirtualSource
 from aibrix_extproc.simulate.usage import VirtualUsage
 
 MODEL: Final = "simulated"
 _SERVED: Final = ServedModel(MODEL, MODEL)
 _REQUEST: Final = RouteRequest("POST", "/v1/completions", {}, b"", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a process has to begin with."""
+
+    has_replay: bool = True
+    """Whether it finds replay ports."""
+    saved: Mapping[int, Saved] = field(default_factory=dict)
+    """By pod: of the process before it."""
 
 
 class Gateway:
@@ -43,14 +55,19 @@ class Gateway:
         settings: Settings,
         strategy: Strategy,
         engines: Sequence[VirtualEngine],
-        seed: int,
+        rng: Random,
         clock: Callable[[], float],
-        event_delay_s: float = 0.0,
+        later: Later,
+        scenario: Scenario,
+        start: Start,
     ) -> None:
-        """`clock`: virtual seconds. Batches are as old when they come, by replay too."""
+        """`clock`: virtual seconds; `later(at_s, deed)`: on it. Batches are as old as the scenario
+        says when they come, by replay too."""
         self._clock = clock
         self._settings = settings
-        self._event_delay_s = event_delay_s
+        self._later = later
+        self._scenario = scenario
+        self._start = start
         self._strategy = strategy
         self._metrics = Metrics()
         self._index = self._open(settings)
@@ -70,7 +87,7 @@ class Gateway:
         for engine in engines:
             self._follow(engine)
         self._see_candidates()
-        self._wire(settings, seed)
+        self._wire(settings, rng)
 
     def _follow(self, engine: VirtualEngine) -> None:
         """The engine of the next pod, which the registry knows."""
@@ -85,19 +102,22 @@ class Gateway:
             self._index,
             self._settings,
             self._predictions.drop,
-            partial(self._replay, engine, self._event_delay_s),
+            partial(self._replay, engine, self._scenario.event_delay_s),
+            self._later,
+            self._scenario.replay_batches_per_s,
+            has_replay=self._start.has_replay,
         )
         self._sources.append(source)
         self._manager.follow({candidate.source: source})
-        source.connect(self._clock())
+        source.open(self._start.saved.get(number), self._clock())
 
     def _see_candidates(self) -> None:
         self._candidates = self._manager.candidates(self._registry.candidates(_SERVED))
 
-    def _wire(self, settings: Settings, seed: int) -> None:
+    def _wire(self, settings: Settings, rng: Random) -> None:
         parts = (self._metrics, self._registry, self._manager, self._index)
         state = (self._ledger, self._predictions, self._clock)
-        self._agreement = Agreement(settings, *parts, *state, Random(seed))
+        self._agreement = Agreement(settings, *parts, *state, rng)
         ramp = Ramp(settings.ramp_s)
         self._registry.subscribe(lambda before, after: ramp.on_pod(before, after, self._clock()))
         self._viewer = Viewer(
@@ -179,6 +199,11 @@ class Gateway:
             self._sources[pod].connect(self._clock())
         self._registry.upsert(_pod(pod))
         self._see_candidates()
+
+    def saved(self) -> Mapping[int, Saved]:
+        """What a snapshot of now holds, by pod."""
+        found = {pod: source.saved() for pod, source in enumerate(self._sources)}
+        return {pod: saved for pod, saved in found.items() if saved is not None}
 
     def tick(self) -> None:
         """Time has passed."""

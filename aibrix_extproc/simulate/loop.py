@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from random import Random
 from typing import Final
 
 from aibrix_extproc.errors import SettingsError
@@ -20,15 +19,16 @@ from aibrix_extproc.extproc.decides import Picked
 from aibrix_extproc.fakes.scheduler import Request
 from aibrix_extproc.figures import GAP_RESOLUTION_S
 from aibrix_extproc.settings import Settings
-from aibrix_extproc.simulate import names, scenes
+from aibrix_extproc.simulate import scenes
 from aibrix_extproc.simulate.bounds import central
 from aibrix_extproc.simulate.bounds.central import CentralQueue, SharedCache
 from aibrix_extproc.simulate.bounds.oracle import Truth
-from aibrix_extproc.simulate.engine import Batch, VirtualEngine, paged, request_of
+from aibrix_extproc.simulate.engine import VLLM_BUFFER, Batch, VirtualEngine, paged, request_of
+from aibrix_extproc.simulate.front import Front
 from aibrix_extproc.simulate.gateway import Gateway
-from aibrix_extproc.simulate.records import NO_POD, PodTotals, Record, Run
+from aibrix_extproc.simulate.records import NO_GATEWAY, NO_POD, PodTotals, Record, Run
 from aibrix_extproc.simulate.scenario import Scenario
-from aibrix_extproc.simulate.scenes import PodJoins, PodRestarts, Scene
+from aibrix_extproc.simulate.scenes import GatewayRestarts, Pause, PodJoins, PodRestarts, Scene
 from aibrix_extproc.simulate.timing import StepTime
 from aibrix_extproc.simulate.tokens import block_hashes, token_ids
 from aibrix_extproc.workloads.sessions import Session
@@ -58,7 +58,7 @@ class _Flight:
     session: Session
     turn: int
     gateway: Gateway | None = None
-    """Whose decision it was; None where nobody decided."""
+    """Whose decision it was; None where nobody decided. It may have been replaced since."""
     picked: Picked | None = None
     last_token_s: float = 0.0
 
@@ -68,18 +68,22 @@ class Simulation:
 
     def __init__(self, scenario: Scenario, settings: Settings) -> None:
         """Raises UnknownStrategy, and SettingsError for a scene that cannot be."""
-        scenes.check(scenario.scenes, len(scenario.times))
+        scenes.check(scenario.scenes, len(scenario.times), scenario.gateways)
         self._scenario = scenario
         self._central = CentralQueue() if scenario.strategy == central.NAME else None
         self._make_blocks = SharedCache().of_an_engine if self._central is not None else paged
         self._engines = [self._engine(time) for time in scenario.times]
         self._truth = Truth(self._engines)
         self.now = 0.0
-        self._gateway = None if self._central is not None else self._open(settings)
         self._agenda: list[tuple[float, int, int, object]] = []
         self._numbers = itertools.count()
+        self._front = None if self._central is not None else self._open(settings)
+        self._pauses = sorted(
+            (scene for scene in scenario.scenes if isinstance(scene, Pause)),
+            key=lambda pause: pause.at_s,
+        )
         self._flights: dict[Request, _Flight] = {}
-        looks = self._gateway is not None and self._gateway.looks_at_prompts
+        looks = self._front is not None and self._front.looks_at_prompts
         self._run = Run(scenario.strategy, looks)
         self._left = 0
         """Turns not yet answered."""
@@ -93,18 +97,16 @@ class Simulation:
         self._bound_tokens = 0
 
     def _engine(self, time: StepTime) -> VirtualEngine:
-        return VirtualEngine(self._scenario.shape, time, self._make_blocks)
+        shape, wanted = self._scenario.shape, self._scenario.scenes
+        if any(isinstance(scene, GatewayRestarts) for scene in wanted):
+            return VirtualEngine(shape, time, self._make_blocks, VLLM_BUFFER)
+        return VirtualEngine(shape, time, self._make_blocks)
 
-    def _open(self, settings: Settings) -> Gateway:
-        scenario = self._scenario
-        return Gateway(
-            settings,
-            names.build(scenario.strategy, settings, Random(scenario.seed), self._truth),
-            self._engines,
-            scenario.seed,
-            lambda: self.now,
-            scenario.event_delay_s,
-        )
+    def _open(self, settings: Settings) -> Front:
+        def later(at_s: float, deed: Callable[[], None]) -> None:
+            self._put(at_s, Kind.SCENE, deed)
+
+        return Front(self._scenario, settings, self._truth, lambda: self.now, later)
 
     def run(
         self, sessions: Iterable[Session], on_answer: Callable[[float], None] = lambda now: None
@@ -115,9 +117,11 @@ class Simulation:
         """
         for session in sessions:
             self._left += len(session.turns)
-            self._put(session.start_s, Kind.ARRIVAL, (session, 0))
+            start_s = scenes.session_start(self._pauses, session.start_s)
+            self._put(start_s, Kind.ARRIVAL, (session, 0))
         for scene in self._scenario.scenes:
-            self._put(scene.at_s, Kind.SCENE, scene)
+            if not isinstance(scene, Pause):
+                self._put(scene.at_s, Kind.SCENE, scene)
         self._put(_TICK_S, Kind.TICK, None)
         deeds: dict[int, Callable[..., None]] = {
             Kind.STEP_ENDS: self._step_ends,
@@ -133,8 +137,8 @@ class Simulation:
             self._run.open_area_s += len(self._flights) * (at - self.now)
             self.now = at
             deeds[kind](what)
-        if self._gateway is not None:
-            self._gateway.close()
+        if self._front is not None:
+            self._front.close()
         return self._finished()
 
     def _put(self, at: float, kind: Kind, what: object) -> None:
@@ -159,15 +163,20 @@ class Simulation:
             record.resent += 1
         request = request_of(ids, answer, hashes)
         flight = self._flights[request] = _Flight(record, session, place)
-        if self._gateway is None:
+        if self._front is None:
+            record.gateway = NO_GATEWAY
             self._enqueue(request)
             return
-        self._truth.now, self._truth.request = self.now, request
-        pod, picked = self._gateway.decide(ids, len(answer), session.id or None)
-        flight.gateway, flight.picked = self._gateway, picked
-        record.pod, record.matched_tokens = pod, picked.matched_tokens
-        self._engines[pod].add(request)
-        self._wake(pod)
+        met = self._front.choose(session.id or None)
+        if met is None:
+            record.pod, record.gateway, record.matched_tokens = self._front.around(), NO_GATEWAY, 0
+        else:
+            record.gateway, flight.gateway = met
+            self._truth.now, self._truth.request = self.now, request
+            record.pod, picked = met[1].decide(ids, len(answer), session.id or None)
+            flight.picked, record.matched_tokens = picked, picked.matched_tokens
+        self._engines[record.pod].add(request)
+        self._wake(record.pod)
 
     def _wake(self, pod: int) -> None:
         """It may have something to do, or something else than it had."""
@@ -245,16 +254,17 @@ class Simulation:
         following = flight.turn + 1
         if following < len(flight.session.turns):
             think_s = flight.session.turns[following].think_s
-            self._put(self.now + think_s, Kind.ARRIVAL, (flight.session, following))
+            at_s = scenes.turn_start(self._pauses, self.now + think_s)
+            self._put(at_s, Kind.ARRIVAL, (flight.session, following))
         self._on_answer(self.now)
 
     def _hears(self, what: tuple[int, Batch]) -> None:
-        if self._gateway is not None:
-            self._gateway.receive(*what)
+        if self._front is not None:
+            self._front.receive(*what)
 
     def _tick(self, what: None) -> None:
-        if self._gateway is not None:
-            self._gateway.tick()
+        if self._front is not None:
+            self._front.tick()
         self._put(self.now + _TICK_S, Kind.TICK, None)
 
     # -- one queue for all ----------------------------------------------------------------------
@@ -282,6 +292,11 @@ class Simulation:
             case PodRestarts(_, pod, down_s):
                 self._goes(pod)
                 self._put(self.now + down_s, Kind.SCENE, partial(self._returns, pod))
+            case GatewayRestarts():
+                if self._front is not None:
+                    self._front.restart(scene)
+            case Pause():
+                pass  # its traffic comes later
             case _:
                 scene()
 
@@ -290,8 +305,8 @@ class Simulation:
         self._began.append(False)
         self._due.append(math.nan)
         self._up.append(True)
-        if self._gateway is not None:
-            self._gateway.pod_joins(self._engines[-1])
+        if self._front is not None:
+            self._front.pod_joins(self._engines[-1])
         if self._central:
             self._wake(len(self._engines) - 1)
 
@@ -303,8 +318,8 @@ class Simulation:
             raise SettingsError(f"no pod is left at {self.now:g} s, when pod {pod} restarts")
         self._agenda = [entry for entry in self._agenda if not _is_of(pod, entry)]
         heapq.heapify(self._agenda)
-        if self._gateway is not None:
-            self._gateway.pod_goes(pod)
+        if self._front is not None:
+            self._front.pod_goes(pod)
         flights = [self._flights.pop(request) for request in lost]
         for flight in flights:
             if flight.gateway is not None and flight.picked is not None:
@@ -314,8 +329,8 @@ class Simulation:
 
     def _returns(self, pod: int) -> None:
         self._up[pod] = True
-        if self._gateway is not None:
-            self._gateway.pod_returns(pod)
+        if self._front is not None:
+            self._front.pod_returns(pod)
         if self._central:
             self._wake(pod)
 

@@ -5,19 +5,21 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aibrix_extproc.errors import SettingsError
+from aibrix_extproc.figures import plain
 from aibrix_extproc.simulate.scenes import FORMS, parse_scene, told
 from aibrix_extproc.workloads import options as workloads
 from aibrix_extproc.workloads.generated import Shape
-from aibrix_extproc.workloads.options import not_negative, positive
+from aibrix_extproc.workloads.options import above_zero, not_negative, positive
 
 if TYPE_CHECKING:
     from aibrix_extproc.settings import Settings
     from aibrix_extproc.simulate.loop import Scenario
+    from aibrix_extproc.simulate.over_time import Slice
     from aibrix_extproc.simulate.records import Summary
 
 _SHAPE: Final = Shape()
@@ -52,6 +54,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from the end of a step to the arrival of its events (0)",
     )
     add(
+        "--slo",
+        type=_pair,
+        metavar="TTFT_MS:TOKEN_MS",
+        help="also the share of requests whose first token and mean time between tokens keep this",
+    )
+    add(
+        "--over-time",
+        type=above_zero,
+        metavar="S",
+        help="also hit ratios and TTFT by slices of so many seconds, in the file",
+    )
+    add("--json", type=Path, metavar="PATH", help="write the figures there")
+    _add_gateways(parser)
+    _add_engine(parser)
+
+
+def _add_gateways(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("gateways, and what happens meanwhile").add_argument
+    add("--gateways", type=positive, default=1, metavar="N", help="replicas of the server (1)")
+    add(
+        "--front",
+        choices=("random", "session-hash"),
+        default="random",
+        help="which of them a request meets (random)",
+    )
+    add(
+        "--around",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="of requests that go to a pod by lot, past the gateways (0)",
+    )
+    add(
         "--scene",
         action="append",
         type=parse_scene,
@@ -59,8 +94,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCENE",
         help=f"repeatable: {FORMS}",
     )
-    add("--json", type=Path, metavar="PATH", help="write the figures there")
-    _add_engine(parser)
+    add(
+        "--replay-rate",
+        type=not_negative,
+        default=0.0,
+        metavar="PER_S",
+        help="batches that a gateway reads of each engine's replay in a second (0: all at once)",
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +122,38 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         ("decode-fill-square-ms", 25.74, "taken off for f²"),
         ("prefill-scale", 1.0, "multiplies all of prefill"),
         ("decode-scale", 1.0, "multiplies all of decode"),
+        ("prefill-ns-per-pair", 0.0, "for each pair of a token of n and one before it"),
     ):
         time(f"--{name}", type=not_negative, default=default, help=f"{text} ({default:g})")
+    time(
+        "--slow-pods",
+        type=_slow,
+        default=(0.0, 1.0),
+        metavar="SHARE:FACTOR",
+        help="so many of the pods, the last ones, take as many times as long for each step",
+    )
+
+
+def _pair(text: str) -> tuple[float, float]:
+    try:
+        first, second = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a colon") from None
+    if not (0 <= first < float("inf") and 0 < second < float("inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that cannot be")
+    return first, second
+
+
+def _slow(text: str) -> tuple[float, float]:
+    share, factor = _pair(text)
+    return _share(str(share)), factor
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share, 0 to 1")
+    return share
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +162,8 @@ def run(args: argparse.Namespace) -> int:
 
     from aibrix_extproc.simulate import show
     from aibrix_extproc.simulate.loop import Simulation
-    from aibrix_extproc.simulate.records import summarise
+    from aibrix_extproc.simulate.over_time import over_time
+    from aibrix_extproc.simulate.records import Slo, summarise
 
     settings = router_settings(os.environ, events=not args.no_events)
     sessions = workloads.sessions_of(args, _SHAPE)
@@ -100,14 +171,19 @@ def run(args: argparse.Namespace) -> int:
     names = args.strategy or list(_DEFAULT_STRATEGIES)
     _check(names)
     turns = sum(len(session.turns) for session in sessions)
+    slo = None if args.slo is None else Slo(args.slo[0] / 1e3, args.slo[1] / 1e3)
     found: list[Summary] = []
+    slices: list[list[Slice]] = []
     for name in names:
         simulation = Simulation(replace(scenario, strategy=name), settings)
         with show.progress(Console(stderr=True), name, turns) as on_answer:
-            found.append(summarise(simulation.run(sessions, on_answer)))
+            written = simulation.run(sessions, on_answer)
+        found.append(summarise(written, slo))
+        if args.over_time is not None:
+            slices.append(over_time(written, args.over_time))
     Console().print(show.table(found))
     if args.json is not None:
-        _write(args.json, args, found)
+        _write(args.json, args, found, slices)
     return 0
 
 
@@ -145,27 +221,44 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         decode_fill_square_ms=args.decode_fill_square_ms,
         prefill_scale=args.prefill_scale,
         decode_scale=args.decode_scale,
+        prefill_ns_per_pair=args.prefill_ns_per_pair,
     )
+    share, factor = args.slow_pods
+    slow = replace(
+        time,
+        prefill_scale=factor * time.prefill_scale,
+        decode_scale=factor * time.decode_scale,
+    )
+    slow_pods = round(share * args.pods)
     shape = EngineShape(
         args.blocks, args.block_size, args.max_num_seqs, args.max_num_batched_tokens
     )
     return Scenario(
         strategy="",
-        times=(time,) * args.pods,
+        times=(time,) * (args.pods - slow_pods) + (slow,) * slow_pods,
         shape=shape,
         event_delay_s=args.event_delay_ms / 1e3,
         seed=args.seed,
         bound=args.bound,
         scenes=tuple(args.scene),
+        gateways=args.gateways,
+        front=args.front,
+        around=args.around,
+        replay_batches_per_s=args.replay_rate,
     )
 
 
-def _write(path: Path, args: argparse.Namespace, found: "list[Summary]") -> None:
+def _write(
+    path: Path, args: argparse.Namespace, found: "list[Summary]", slices: "list[list[Slice]]"
+) -> None:
     elsewhere = {*_TOLD_ELSEWHERE, *(field.name for field in fields(Shape))}
     given = {name: value for name, value in vars(args).items() if name not in elsewhere}
     given["scene"] = [told(scene) for scene in args.scene]
     asked = workloads.settled(args, _SHAPE)
-    page = {"options": given | asked, "runs": [summary.to_json() for summary in found]}
+    runs = [summary.to_json() for summary in found]
+    for one, of_it in zip(runs, slices, strict=False):
+        one["over_time"] = [plain(asdict(piece)) for piece in of_it]
+    page = {"options": given | asked, "runs": runs}
     try:
         path.write_text(json.dumps(page, indent=2) + "\n")
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from aibrix_extproc.figures import GAP_RESOLUTION_S, Distribution, plain, spread
 
 NO_POD: Final = -1
+NO_GATEWAY: Final = -1
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Record:
     """What the engine reused, at its first admission."""
     first_token_s: float = math.nan
     ended_s: float = math.nan
+    gateway: int = 0
+    """Which one decided; `NO_GATEWAY` where none did."""
     resent: int = 0
     """How often it was lost with its pod and sent anew. Pod, reuse and first token are those of
     the last time."""
@@ -89,13 +92,31 @@ class Summary:
     busy_share_max: float
     busy_share_mean: float
     preemptions: int
+    goodput: float | None = None
+    """Share of the requests that met the SLO; None where none was given."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a figure that does not exist is null."""
         return {name: plain(value) for name, value in asdict(self).items()}
 
 
-def summarise(run: Run) -> Summary:
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a request must keep to count as good."""
+
+    ttft_s: float
+    inter_token_s: float
+    """Mean over its answer; an answer of one token has none, and keeps it."""
+
+    def met(self, record: Record) -> bool:
+        """Whether this one kept it."""
+        gaps = max(1, record.output_tokens - 1)
+        decode_s = record.ended_s - record.first_token_s
+        in_time = record.first_token_s - record.arrived_s <= self.ttft_s
+        return in_time and decode_s / gaps <= self.inter_token_s
+
+
+def summarise(run: Run, slo: Slo | None = None) -> Summary:
     """The figures of a run with at least one request."""
     records = run.records
     prompt_tokens = sum(record.prompt_tokens for record in records)
@@ -107,7 +128,7 @@ def summarise(run: Run) -> Summary:
         prompt_tokens=prompt_tokens,
         output_tokens=sum(record.output_tokens for record in records),
         hit_ratio=sum(record.cached_tokens for record in records) / prompt_tokens,
-        predicted_hit_ratio=_predicted(run) / prompt_tokens if run.looks_at_prompts else None,
+        predicted_hit_ratio=_predicted(run) if run.looks_at_prompts else None,
         bound_hit_ratio=None if bound is None else bound / prompt_tokens,
         ttft_s=Distribution.of([r.first_token_s - r.arrived_s for r in records]),
         end_to_end_s=Distribution.of([r.ended_s - r.arrived_s for r in records]),
@@ -118,8 +139,12 @@ def summarise(run: Run) -> Summary:
         busy_share_max=max(pod.busy_share for pod in run.pods),
         busy_share_mean=sum(pod.busy_share for pod in run.pods) / len(run.pods),
         preemptions=sum(pod.preemptions for pod in run.pods),
+        goodput=None if slo is None else sum(map(slo.met, records)) / len(records),
     )
 
 
-def _predicted(run: Run) -> int:
-    return sum(record.matched_tokens for record in run.records)
+def _predicted(run: Run) -> float | None:
+    """Of the requests that a gateway decided."""
+    decided = [record for record in run.records if record.gateway != NO_GATEWAY]
+    tokens = sum(record.prompt_tokens for record in decided)
+    return sum(record.matched_tokens for record in decided) / tokens if tokens else None

@@ -23,4 +23,12 @@ class Scenario:
     bound: bool = False
     """Work out what one infinite cache would reuse, which takes memory."""
     scenes: Sequence[Scene] = ()
-    """What happens to pods meanwhile."""
+    """What happens meanwhile."""
+    gateways: int = 1
+    """Replicas of the server, each with a ledger, predictions and an index of its own."""
+    front: str = "random"
+    """Which of them a request meets: `random`, or `session-hash`, where it has a session."""
+    around: float = 0.0
+    """Share of requests that go to a pod by lot, past all gateways: only events tell of them."""
+    replay_batches_per_s: float = 0.0
+    """How fast each source's replay is read; 0: at once."""

@@ -81,4 +81,5 @@ _LINES: Final[tuple[tuple[str, Callable[[Summary], str]], ...]] = (
     ("busiest pod: prefill", lambda s: f"{s.prefill_spread:.2f} × mean"),
     ("busy, mean and most", lambda s: f"{_share(s.busy_share_mean)}, {_share(s.busy_share_max)}"),
     ("preemptions", lambda s: f"{s.preemptions:,}"),
+    ("met the SLO", lambda s: _share(s.goodput)),
 )

@@ -4,8 +4,10 @@ Owns the way of a batch from a virtual engine into the index. Knows no routing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from aibrix_extproc.index import PrefixIndex
+from aibrix_extproc.kvevents.checkpoint import Checkpoint, digest_of
 from aibrix_extproc.kvevents.effects import Apply, AskReplay, Clear, Effects, SourceState
 from aibrix_extproc.kvevents.manager import SourceManager
 from aibrix_extproc.kvevents.source import SourceSync, SyncLimits
@@ -17,8 +19,16 @@ Replay = Callable[[int], Sequence[Batch]]
 """Batches from a number on, as the engine's replay port would send them."""
 
 
+Later = Callable[[float, Callable[[], None]], None]
+"""Do something at a virtual time, in seconds."""
+Saved = tuple[Checkpoint, bytes]
+"""How far a source was followed, and its part of the index then."""
+_PIECE_S: Final = 0.1
+"""A replay that takes time comes in pieces of this length."""
+
+
 class VirtualSource:
-    """Carries out what `SourceSync` asks for, at once: a replay takes no time."""
+    """Carries out what `SourceSync` asks for. A replay takes the time that is given, or none."""
 
     def __init__(
         self,
@@ -27,19 +37,44 @@ class VirtualSource:
         settings: Settings,
         on_clear: Callable[[int], None],
         replay: Replay,
+        later: Later | None = None,
+        replay_batches_per_s: float = 0.0,
+        *,
+        has_replay: bool = True,
     ) -> None:
+        """`later` is needed where a replay takes time."""
         limits = SyncLimits(
             queue_bytes=settings.kv_queue_bytes,
             idle_probe_s=settings.kv_idle_probe_s,
             stale_after_s=settings.kv_stale_after_s,
             lost_after_s=settings.kv_lost_after_s,
         )
-        self.sync = SourceSync(limits, has_replay=True, now=0.0)
+        self.sync = SourceSync(limits, has_replay=has_replay, now=0.0)
         self._source = source
         self._index = index
         self._on_clear = on_clear
         self._replay = replay
+        self._later = later
+        self._replay_batches_per_s = replay_batches_per_s
         self._asked: list[tuple[int, int]] = []
+        self._applied: Apply | None = None
+        """The last batch of which the index holds what it left."""
+
+    def open(self, saved: Saved | None, now: float) -> None:
+        """Begin: with what the process before saved, where it saved anything."""
+        if saved is not None:
+            checkpoint, export = saved
+            self._index.import_source(self._source, export)
+            self.sync.resume(checkpoint)
+        self.connect(now)
+
+    def saved(self) -> Saved | None:
+        """What a snapshot of now holds; None where nothing is applied."""
+        last = self._applied
+        if last is None:
+            return None
+        checkpoint = Checkpoint(last.sequence, digest_of(last.payload), self.sync.complete)
+        return checkpoint, self._index.export_source(self._source, orphans=False)
 
     def connect(self, now: float) -> None:
         """The subscription stands."""
@@ -62,9 +97,29 @@ class VirtualSource:
         while self._asked:
             ask, start = self._asked.pop(0)
             self._carry_out(self.sync.replay_put(ask, now), now)
-            for batch in self._replay(start):
+            batches = self._replay(start)
+            if batches and self._replay_batches_per_s and self._later is not None:
+                self._answer_slowly(ask, batches, now, self._later)
+                continue
+            for batch in batches:
                 self._carry_out(self.sync.replayed(ask, batch.sequence, batch.payload, now), now)
             self._carry_out(self.sync.replay_ended(ask, now), now)
+
+    def _answer_slowly(self, ask: int, batches: Sequence[Batch], now: float, later: Later) -> None:
+        """The first piece is read by the time that it took, and so on."""
+        number = max(1, int(self._replay_batches_per_s * _PIECE_S))
+        piece, rest = batches[:number], batches[number:]
+        at_s = now + len(piece) / self._replay_batches_per_s
+
+        def read() -> None:
+            for batch in piece:
+                self._run(self.sync.replayed(ask, batch.sequence, batch.payload, at_s), at_s)
+            if rest:
+                self._answer_slowly(ask, rest, at_s, later)
+            else:
+                self._run(self.sync.replay_ended(ask, at_s), at_s)
+
+        later(at_s, read)
 
     def _carry_out(self, effects: Effects, now: float) -> None:
         """An `Apply` is the last of its effects; its result gives the next ones."""
@@ -74,6 +129,7 @@ class VirtualSource:
             for effect in follows:
                 match effect:
                     case Clear():
+                        self._applied = None
                         self._index.clear_source(self._source)
                         self._on_clear(self._source)
                     case AskReplay(ask, start):
@@ -87,6 +143,7 @@ class VirtualSource:
         applied = self._index.apply(self._source, effect.payload)
         if applied.lossy or applied.skipped:
             raise RuntimeError(f"events of a virtual engine were not used: {applied}")
+        self._applied = effect
         return self.sync.applied(cleared=applied.cleared > 0, loss=None, now=now)
 
 

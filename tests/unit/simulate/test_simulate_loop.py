@@ -198,6 +198,21 @@ def test_pods_may_differ_in_speed() -> None:
     assert second == pytest.approx(3 * first)
 
 
+def test_attention_may_cost_for_each_pair_of_tokens_reused_ones_included() -> None:
+    sessions = [one(0.0, "a", 40, shared=160), one(9.0, "b", 40, shared=160)]
+    plain, costly = (
+        run(replace(scenario(pods=1), times=(Polynomial(prefill_ns_per_pair=pair_ns),)), sessions)
+        for pair_ns in (0.0, 1000.0)
+    )
+    more_s = [
+        after.first_token_s - before.first_token_s
+        for before, after in zip(plain.records, costly.records, strict=True)
+    ]
+    # 200 tokens with half of those before them; then 40 with 160 before them and half of their own.
+    pairs = [200 * 200 // 2, 40 * 160 + 40 * 40 // 2]
+    assert more_s == [pytest.approx(1e-6 * count) for count in pairs]
+
+
 def test_a_session_of_no_turn_ends_at_once() -> None:
     found = run(scenario(pods=1), [Session(0.0, ())])
     assert found.records == []

@@ -54,8 +54,34 @@ def test_what_cannot_be_is_told_with_exit_code_2(
     assert told in capsys.readouterr().err
 
 
+def test_slow_pods_an_slo_and_slices_of_time_go_into_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    command = ["simulate", "unique", *SMALL, "--strategy", "round-robin", "--json", str(path)]
+    command += ["--slo", "60000:60000", "--over-time", "0.5", "--slow-pods", "0.5:40"]
+    command += ["--gateways", "2", "--front", "session-hash", "--around", "0.3"]
+    assert main([*command, "--replay-rate", "1000", "--prefill-ns-per-pair", "1"]) == 0
+    assert "met the SLO" in capsys.readouterr().out
+    (found,) = json.loads(path.read_text())["runs"]
+    assert found["goodput"] == 1.0
+    assert sum(piece["requests"] for piece in found["over_time"]) == found["requests"]
+    assert found["busy_share_max"] > 1.3 * found["busy_share_mean"]
+
+
 @pytest.mark.parametrize(
-    "option", [["--pods", "0"], ["--speed", "0"], ["--decode-ms", "-1"], ["--rate", "inf"]]
+    "option",
+    [
+        ["--pods", "0"],
+        ["--speed", "0"],
+        ["--decode-ms", "-1"],
+        ["--rate", "inf"],
+        ["--around", "2"],
+        ["--slow-pods", "2:1"],
+        ["--slo", "1"],
+        ["--slo", "1:x"],
+        ["--slo", "1:0"],
+    ],
 )
 def test_a_number_that_cannot_be_is_refused(option: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from aibrix_extproc.figures import Distribution
-from aibrix_extproc.simulate.records import PodTotals, Record, Run, summarise
+from aibrix_extproc.simulate.records import NO_GATEWAY, PodTotals, Record, Run, Slo, summarise
 
 
 def record(pod: int, arrived_s: float, first_s: float, ended_s: float, cached: int) -> Record:
@@ -37,6 +37,29 @@ def test_the_figures_are_those_of_the_records() -> None:
     assert (found.requests_spread, found.prefill_spread) == (1.5, 2.0)
     assert (found.busy_share_max, found.busy_share_mean) == (0.5, 0.3)
     assert (found.preemptions, found.open_requests) == (3, 7 / 6)
+
+
+def test_goodput_is_the_share_that_keeps_both_limits() -> None:
+    # First tokens after 1 s and 3 s; then 9 gaps in 1 s and in 2 s.
+    assert summarise(a_run()).goodput is None
+    for ttft_s, inter_token_s, share in ((3.0, 0.3, 1.0), (2.9, 0.3, 0.5), (3.0, 0.2, 0.5)):
+        assert summarise(a_run(), Slo(ttft_s, inter_token_s)).goodput == share
+    assert summarise(a_run(), Slo(0.9, 1.0)).goodput == 0.0
+
+
+def test_an_answer_of_one_token_has_no_gap_that_could_be_too_long() -> None:
+    run = a_run()
+    for each in run.records:
+        each.output_tokens, each.ended_s = 1, each.first_token_s
+    assert summarise(run, Slo(9.0, 0.0)).goodput == 1.0
+
+
+def test_what_no_gateway_decided_counts_in_no_prediction() -> None:
+    run = a_run()
+    run.records[1].gateway, run.records[1].matched_tokens = NO_GATEWAY, 0
+    assert summarise(run).predicted_hit_ratio == 0.64
+    run.records[0].gateway = NO_GATEWAY
+    assert summarise(run).predicted_hit_ratio is None
 
 
 def test_what_does_not_exist_is_null_in_json() -> None:

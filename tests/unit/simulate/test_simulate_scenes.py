@@ -11,7 +11,14 @@ from aibrix_extproc.cli import main
 from aibrix_extproc.errors import SettingsError
 from aibrix_extproc.simulate.loop import Simulation
 from aibrix_extproc.simulate.options import router_settings
-from aibrix_extproc.simulate.scenes import PodJoins, PodRestarts, parse_scene
+from aibrix_extproc.simulate.scenes import (
+    Begins,
+    GatewayRestarts,
+    Pause,
+    PodJoins,
+    PodRestarts,
+    parse_scene,
+)
 from tests.unit.simulate.simulated import cached, one, run, scenario
 
 APART_S = 10.0
@@ -112,6 +119,9 @@ def test_a_pod_that_has_joined_may_restart() -> None:
         ("pod-joins@60", PodJoins(60.0)),
         ("pod-restarts@1.5:3", PodRestarts(1.5, 3)),
         ("pod-restarts@60:3:20", PodRestarts(60.0, 3, 20.0)),
+        ("gateway-restarts@60:snapshot", GatewayRestarts(60.0, Begins.SNAPSHOT)),
+        ("gateway-restarts@60:nothing:1", GatewayRestarts(60.0, Begins.NOTHING, 1)),
+        ("pause@60:600", Pause(60.0, 600.0)),
     ],
 )
 def test_scenes_are_read_from_the_command_line(text: str, scene: object) -> None:
@@ -122,6 +132,8 @@ def test_scenes_are_read_from_the_command_line(text: str, scene: object) -> None
     "text",
     [
         *("pod-joins", "pod-joins@", "pod-joins@-1", "pod-joins@1:2", "pod-restarts@1", "rain@3"),
+        *("gateway-restarts@1", "gateway-restarts@1:warm", "gateway-restarts@1:replay:-1"),
+        *("pause@1", "pause@1:2:3"),
         *("pod-restarts@1:-1", "pod-restarts@1:0:nan", "pod-restarts@1:0:1:1"),
     ],
 )
