@@ -109,3 +109,31 @@ class AgreementMetrics(MetricMakers):
             "Questions to engines about tokens and reuse that failed, by reason.",
             "reason",
         )
+
+    def _scheduling(self) -> None:
+        self.scheduled_requests = self._counter(
+            "aibrix_extproc_scheduled_requests_total",
+            "Requests followed to their scheduling by the engine, by what became of that.",
+            "result",
+        )
+        self.scheduled_followed = self._gauge(
+            "aibrix_extproc_scheduled_followed", "Requests that are followed now."
+        )
+        self.scheduled_prompt_tokens = self._counter(
+            "aibrix_extproc_scheduled_prompt_tokens_total",
+            "Prompt tokens of requests followed to their scheduling.",
+            "model",
+        )
+        self.scheduled_matched_tokens = self._counter(
+            "aibrix_extproc_scheduled_matched_tokens_total",
+            "Of these, those that the serving pod was known to hold when it took the request.",
+            "model",
+        )
+        self.scheduled_gap_tokens = self._counter(
+            "aibrix_extproc_scheduled_gap_tokens_total",
+            "Tokens held at scheduling that were not matched at the decision (more), or the other "
+            "way round (less), by cause.",
+            "model",
+            "cause",
+            "direction",
+        )

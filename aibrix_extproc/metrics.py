@@ -69,6 +69,7 @@ class Metrics(AgreementMetrics, StrategyMetrics, OverloadMetrics):
         self._discovery()
         self._engine_tokens()
         self._engine_reuse()
+        self._scheduling()
         self._strategies()
         self._overload()
         self.models.cover(self._of_models(), self._forget_children)

@@ -24,7 +24,7 @@ _ENOUGH_TOKENS: Final = 1000
 
 
 class Reuse:
-    """Decided requests in (`decided`), the engines' counters beside them."""
+    """Scheduled requests in (`scheduled`), the engines' counters beside them."""
 
     def __init__(
         self,
@@ -47,8 +47,9 @@ class Reuse:
         self._shown: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def decided(self, model: str, prompt_tokens: int, matched_tokens: int) -> None:
-        """One request whose tokens are known went to a pod of this model (the pods' label)."""
+    def scheduled(self, model: str, prompt_tokens: int, matched_tokens: int) -> None:
+        """One request was taken by an engine of this model (the pods' label), which held so much
+        of it by what was known here at that time."""
         sums = self._predicted[model]
         sums[0] += prompt_tokens
         sums[1] += matched_tokens

@@ -24,7 +24,8 @@ class Compared(StrEnum):
     LENGTH = "length"
     """It counted another number of prompt tokens: its tokenizer or chat template is another."""
     PREFIX = "prefix"
-    """Decided by a known prefix, so that the prediction was a lower bound, and it held."""
+    """Decided by a known prefix, so that the prediction was a lower bound, and it held. What was
+    there when the engine took the request is not known: the request was not followed."""
     NO_TOKENS = "no_tokens"
     """Decided without tokens: there was no prediction."""
     OTHER_POD = "other_pod"
@@ -48,6 +49,22 @@ class Predicted:
     tokens_known: bool
     is_prefix: bool = False
     """`matched_tokens` is of a known prefix alone, and `prompt_tokens` an estimate."""
+    scheduled_tokens: int | None = None
+    """What was believed when the engine took the request, with the whole prompt known; None where
+    the request was not followed. Then `prompt_tokens` is no estimate."""
+    cause: str | None = None
+    """Why that is not `matched_tokens`, for the most part."""
+
+    @property
+    def expected_tokens(self) -> int:
+        """What is compared with the engine's own count."""
+        at_scheduling = self.scheduled_tokens
+        return self.matched_tokens if at_scheduling is None else at_scheduling
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """More may have been held than is known."""
+        return self.is_prefix and self.scheduled_tokens is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +82,7 @@ class Sample:
         """Predicted minus actual; None where there is nothing to compare."""
         if self.usage is None or self.result not in _DIFFER:
             return None
-        return self.predicted.matched_tokens - self.usage.cached_tokens
+        return self.predicted.expected_tokens - self.usage.cached_tokens
 
 
 _DIFFER: Final = (Compared.EQUAL, Compared.MORE, Compared.LESS)
@@ -83,12 +100,12 @@ def compare(
 def _result(predicted: Predicted, usage: Usage, is_other_pod: bool) -> Compared:
     if not predicted.tokens_known:
         return Compared.NO_TOKENS
-    if not predicted.is_prefix and usage.prompt_tokens != predicted.prompt_tokens:
+    if not predicted.is_lower_bound and usage.prompt_tokens != predicted.prompt_tokens:
         return Compared.LENGTH
     if is_other_pod:
         return Compared.OTHER_POD
-    difference = predicted.matched_tokens - usage.cached_tokens
-    if predicted.is_prefix and difference <= 0:
+    difference = predicted.expected_tokens - usage.cached_tokens
+    if predicted.is_lower_bound and difference <= 0:
         return Compared.PREFIX
     return Compared.LESS if difference > 0 else Compared.MORE if difference else Compared.EQUAL
 
@@ -103,6 +120,15 @@ class Samples:
         """Keep it; the oldest goes."""
         self._kept.append(sample)
 
+    def by_cause(self) -> dict[str, dict[str, Any]]:
+        """Of those that were followed, by the cause of what came between decision and scheduling:
+        how many, and their mean differences from the engine's own count, in tokens."""
+        of_cause: dict[str, list[Sample]] = {}
+        for sample in self._kept:
+            if sample.usage is not None and sample.predicted.scheduled_tokens is not None:
+                of_cause.setdefault(sample.predicted.cause or "none", []).append(sample)
+        return {cause: _means(found) for cause, found in sorted(of_cause.items())}
+
     def page(self) -> list[dict[str, Any]]:
         """Plain values, the newest first."""
         return [
@@ -116,3 +142,18 @@ class Samples:
             }
             for sample in reversed(self._kept)
         ]
+
+
+def _means(samples: list[Sample]) -> dict[str, Any]:
+    """Predicted minus the engine's own, at the decision and at scheduling."""
+    decided = scheduled = 0
+    for sample in samples:
+        cached = sample.usage.cached_tokens if sample.usage else 0
+        decided += sample.predicted.matched_tokens - cached
+        scheduled += sample.predicted.expected_tokens - cached
+    number = len(samples)
+    return {
+        "requests": number,
+        "decision_minus_engine": round(decided / number, 1),
+        "scheduling_minus_engine": round(scheduled / number, 1),
+    }

@@ -9,7 +9,9 @@ import logging
 from random import Random
 from typing import Any, Final
 
+from aibrix_extproc.agreement.following import Scheduled
 from aibrix_extproc.agreement.samples import Compared, Predicted, Samples, compare
+from aibrix_extproc.agreement.scheduling import main_cause
 from aibrix_extproc.agreement.trips import Served, Trip
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.extproc.openai import ParsedBody
@@ -52,14 +54,17 @@ class Sampling:
 
     def observed(self, trip: Trip, found: Usage | NoUsage) -> None:
         """What the answer of a sampled request said."""
+        scheduled = trip.scheduled if isinstance(trip.scheduled, Scheduled) else None
         predicted = Predicted(
             request_id=trip.request_id,
             model=trip.name,
             pod=trip.chosen.key,
-            prompt_tokens=trip.prompt_tokens,
+            prompt_tokens=trip.prompt_tokens if scheduled is None else scheduled.prompt_tokens,
             matched_tokens=trip.matched_tokens,
             tokens_known=trip.tokens_known,
             is_prefix=trip.is_prefix,
+            scheduled_tokens=None if scheduled is None else scheduled.matched_tokens,
+            cause=None if scheduled is None else main_cause(scheduled),
         )
         is_other = trip.served in (Served.OTHER, Served.STRANGER)
         sample = compare(predicted, found, trip.served_by, is_other_pod=is_other)
@@ -69,7 +74,7 @@ class Sampling:
         difference = sample.difference_tokens
         if difference is not None and sample.usage is not None:
             self._metrics.prediction_error.labels(model).observe(difference)
-            self._metrics.sampled_predicted.labels(model).inc(trip.matched_tokens)
+            self._metrics.sampled_predicted.labels(model).inc(predicted.expected_tokens)
             self._metrics.sampled_cached.labels(model).inc(sample.usage.cached_tokens)
         self._tell(trip, sample.result)
 
@@ -77,6 +82,10 @@ class Sampling:
         """It is gone, or another engine by now."""
         self.lengths_differ.discard(pod)
         self._states.forget(f"{_DETAILS} {pod}")
+
+    def by_cause(self) -> dict[str, Any]:
+        """Of the last samples, predicted minus actual by cause."""
+        return self._samples.by_cause()
 
     def page(self) -> list[dict[str, Any]]:
         """The last samples, newest first."""

@@ -73,6 +73,12 @@ class Trip(msgspec.Struct, eq=False):
     sequence: int | None = None
     """Of the source's last batch when the prompt was sent."""
     tokens_known: bool = False
+    is_sampled: bool = False
+    """Its answer is read for the engine's own counts."""
+    follow: object = None
+    """Of `following`, until it is known what was held when the engine took the request."""
+    scheduled: object = None
+    """Of `following`: what was held then, once that is known."""
     shadow: bool = False
     """Nobody was told of the pick: what serves says nothing about it."""
     served_by: str | None = None

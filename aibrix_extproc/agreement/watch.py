@@ -6,14 +6,17 @@ requests. Belongs to the event loop's thread, except `emptied`.
 """
 
 import logging
-from collections.abc import Callable, Container
+from array import array
+from collections.abc import Callable, Container, Mapping
 from random import Random
 from typing import Any, Final
 
 from aibrix_extproc.agreement.fingerprints import Fingerprints
+from aibrix_extproc.agreement.following import Following
 from aibrix_extproc.agreement.promises import Found, Kind, Look, Pending, Promise, Promises
 from aibrix_extproc.agreement.reuse import Reuse
 from aibrix_extproc.agreement.sampling import Sampling
+from aibrix_extproc.agreement.scheduling import Scheduling
 from aibrix_extproc.agreement.trips import Picks, Served, Trip
 from aibrix_extproc.agreement.usage import NoUsage, Usage
 from aibrix_extproc.agreement.verdict import Evidence, Verdicts, causes
@@ -62,6 +65,8 @@ class Agreement:
         """Takes decided requests, once it runs."""
         self._picks = Picks(metrics, registry.pods, manager, ledger, predictions)
         self._sampling = Sampling(settings.usage_sample, metrics, rng or Random())
+        self._following = Following(manager, predictions, self._matched, settings.max_prompt_tokens)
+        self._scheduling = Scheduling(metrics, self._following)
         self._promises = Promises()
         self._verdicts = Verdicts()
         self._judge_at = float("-inf")
@@ -74,10 +79,20 @@ class Agreement:
         """Whether the answer of this request is to be read."""
         return self._sampling.wants(parsed)
 
-    def decided(self, trip: Trip) -> None:
-        """A request goes to a pod."""
-        if self.reuse is not None and trip.tokens_known and not trip.is_prefix:
-            self.reuse.decided(trip.model, trip.prompt_tokens, trip.matched_tokens)
+    def decided(self, trip: Trip, block_size: int, held: int, reusable: Mapping[int, int]) -> None:
+        """A request goes to a pod, in whose blocks the index finds `held` of its prompt.
+
+        `reusable`: source → tokens, with predictions.
+        """
+        self._following.begin(trip, block_size, held, reusable, self._clock())
+
+    def learned(self, trip: Trip, ids: "array[int]", keys: "array[int]", block_size: int) -> None:
+        """The tokens of a prompt that was decided by its prefix, and their keys."""
+        self._following.learned(trip, ids, keys, block_size, self._clock())
+
+    def ended(self, trip: Trip) -> None:
+        """The answer is over, or will never be."""
+        self._following.ended(trip)
 
     def answered(self, trip: Trip, served_by: str | None, succeeded: bool) -> None:
         """The answer has begun. `succeeded`: with status 200, so that the prompt was computed."""
@@ -85,11 +100,18 @@ class Agreement:
         served = self._picks.served(trip, served_by, succeeded, now)
         if succeeded and served in (Served.HONOURED, Served.UNKNOWN):
             self._look_later(trip, now)
+        self._following.answered(trip, succeeded, now)
         trip.forget_tokens()
 
     def observed(self, trip: Trip, found: Usage | NoUsage) -> None:
         """What the answer of a sampled request said of its tokens."""
-        self._sampling.observed(trip, found)
+        if isinstance(found, NoUsage) or not self._following.observed(trip, found):
+            self._sampling.observed(trip, found)
+
+    def _matched(self, trip: Trip, ids: "array[int]") -> int:
+        """Leading blocks of a prompt in the source that serves it."""
+        depths = self._index.match(trip.model, ids, lora=trip.adapter, cache_salt=trip.cache_salt)
+        return depths.get(trip.source, 0)
 
     def _look_later(self, trip: Trip, now: float) -> None:
         if trip.ids is None or not self._promises.has_room(now):
@@ -118,6 +140,13 @@ class Agreement:
     def tick(self) -> None:
         """Look at what is due, and say what has changed. A few times a second."""
         now = self._clock()
+        for follow, scheduled in self._scheduling.tick(now):
+            if scheduled is not None and self.reuse is not None:
+                self.reuse.scheduled(
+                    follow.trip.model, scheduled.prompt_tokens, scheduled.matched_tokens
+                )
+            if follow.usage is not None:
+                self._sampling.observed(follow.trip, follow.usage)
         for pending in self._promises.void():
             self._settled(pending.promise, Found.VOID, now)
         due = self._promises.due(now)
@@ -205,6 +234,8 @@ class Agreement:
         models = self._verdicts.models() | set(self.fingerprints.models())
         return {
             "models": {model: self._model_page(model) for model in sorted(models)},
+            "scheduling": self._scheduling.page(),
+            "samples_by_cause": self._sampling.by_cause(),
             "samples": self._sampling.page(),
         }
 

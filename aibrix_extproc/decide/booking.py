@@ -98,7 +98,9 @@ class Booking:
         if trip.shadow:
             self._metrics.shadow_picks.labels(chosen.candidate.pod.key).inc()
         else:
-            self._agreement.decided(trip)
+            trip.is_sampled = self._agreement.samples(plan.parsed)
+            held, reusable = view.depths.get(source, 0), view.context.reusable_tokens
+            self._agreement.decided(trip, size or DEFAULT_BLOCK_SIZE, held, reusable)
         return Picked(
             decision=decision,
             model=plan.served.name,
@@ -106,7 +108,7 @@ class Booking:
             matched_tokens=chosen.reusable_tokens,
             ticket=trip,
             strategy=decision.strategy,
-            is_sampled=not trip.shadow and self._agreement.samples(plan.parsed),
+            is_sampled=trip.is_sampled,
             shadow=trip.shadow,
         )
 
@@ -173,16 +175,16 @@ class Booking:
             self._prompt_tokens.of(model).inc(length)
             self._matched_tokens.of(model).inc(matched)
 
-    def learned(self, plan: Plan, decision: Decision) -> Callable[[Tokens], None]:
+    def learned(self, plan: Plan, picked: Picked) -> Callable[[Tokens], None]:
         """What to do with the tokens of a prompt that was decided by its prefix.
 
         All of it is promised to the chosen one; only now are the prompt's tokens counted, since
         only now their number is known.
         """
-        chosen, name = decision.chosen, plan.served.name
+        chosen, name = picked.decision.chosen, plan.served.name
 
         def learned(tokens: Tokens) -> None:
-            self._promise(plan, chosen.candidate, tokens.ids)
+            self._promise(plan, chosen.candidate, tokens.ids, picked)
             if self._settings.decision_metrics:
                 model = self._metrics.models.of(name)
                 self._prompt_tokens.of(model).inc(len(tokens.ids))
@@ -194,7 +196,7 @@ class Booking:
         source = candidate.source
         return self._manager.sends_events(source) and not self._manager.usable(source)
 
-    def _promise(self, plan: Plan, candidate: Candidate, ids: "array[int]") -> None:
+    def _promise(self, plan: Plan, candidate: Candidate, ids: "array[int]", picked: Picked) -> None:
         if candidate not in self._manager.candidates((candidate.pod,)):
             return  # it went meanwhile; the index may not know that yet
         source = candidate.source
@@ -205,6 +207,8 @@ class Booking:
             lora=plan.served.adapter,
             cache_salt=plan.parsed.cache_salt,
         )
+        if isinstance(picked.ticket, Trip):  # before anything of it is promised
+            self._agreement.learned(picked.ticket, ids, keys, size)
         self._predict(source, keys, self._clock())
 
     def _predict(self, source: int, keys: "array[int]", now: float, held: int = 0) -> float:

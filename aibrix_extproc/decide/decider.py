@@ -114,7 +114,7 @@ class Decider:
         self.gate.sent(picked, is_seen=request.end_seen and plan.parsed.stream)
         self._remember(request, tokens, view, picked, started)
         if tokens.prefix is not None and plan.parsed.prompt is not None:
-            learned = self._booking.learned(plan, decision)
+            learned = self._booking.learned(plan, picked)
             self._tokenizer.tokenize_later(plan.parsed.prompt, plan.addresses(), learned)
         return picked
 
@@ -161,6 +161,7 @@ class Decider:
     def release(self, ticket: Trip) -> None:
         """The answer is complete, or its client has gone."""
         self.gate.ended(ticket)
+        self.agreement.ended(ticket)
         self._ledger.release(ticket.ticket)
 
     async def explain(self, request: RouteRequest) -> dict[str, Any]:

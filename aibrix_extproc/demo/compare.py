@@ -56,6 +56,7 @@ ENDLESS: Final = ("--num-blocks", "65536", "--time-scale", "0")
 """Options of the yardstick's engine: a cache that holds everything, and no waiting."""
 
 
+_SETTLED_WITHIN_S: Final = 5.0
 _SILENCE_LIMIT_S: Final = 20.0
 """Nothing here takes long: what is silent for longer hangs."""
 
@@ -97,8 +98,8 @@ async def _strategy(
             if clients.errors:
                 processes.keep_logs()
             figures = {e.name: await scrape.engine_figures(session, e.url) for e in engines}
-            predicted = await _predicted(session, server)
-    return StrategyResult(strategy, clients, figures, predicted)
+            predicted, scheduled = await _predicted(session, server)
+    return StrategyResult(strategy, clients, figures, predicted, scheduled)
 
 
 async def _engines(processes: Processes, sizes: Sizes) -> list[start.Engine]:
@@ -126,9 +127,23 @@ async def _server(
     return await start.start_server(processes, session, environment)
 
 
-async def _predicted(session: aiohttp.ClientSession, server: start.Server) -> float | None:
-    found = await scrape.samples(session, f"{server.admin_url}/metrics")
-    return ratio(found.get(scrape.MATCHED_TOKENS, 0.0), found.get(scrape.PROMPT_TOKENS))
+async def _predicted(
+    session: aiohttp.ClientSession, server: start.Server
+) -> tuple[float | None, float | None]:
+    """As of the decision, and as of the engines' scheduling, which is known a moment later."""
+    deadline = time.monotonic() + _SETTLED_WITHIN_S
+    while True:
+        found = await scrape.samples(session, f"{server.admin_url}/metrics")
+        if not found.get(scrape.SCHEDULED_FOLLOWED) or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.05)
+    return (
+        ratio(found.get(scrape.MATCHED_TOKENS, 0.0), found.get(scrape.PROMPT_TOKENS)),
+        ratio(
+            found.get(scrape.SCHEDULED_MATCHED_TOKENS, 0.0),
+            found.get(scrape.SCHEDULED_PROMPT_TOKENS),
+        ),
+    )
 
 
 async def _yardstick(

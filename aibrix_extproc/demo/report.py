@@ -14,6 +14,8 @@ SHARE_OF_YARDSTICK: Final = 0.9
 """prefix-cache must reach this share of what one engine with an endless cache would reuse."""
 FACTOR_OVER_RANDOM: Final = 1.5
 LARGEST_SHARE_OF_A_POD: Final = 0.6
+POINTS_APART: Final = 0.01
+"""What was known to be held when engines took their requests, against what they reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,10 @@ class StrategyResult:
     engines: dict[str, EngineFigures]
     """By pod."""
     predicted_hit_ratio: float | None
-    """The processor's: tokens expected to be reused, of the prompt tokens that it knew."""
+    """The processor's, of the prompt tokens that it knew: those expected to be reused as far as
+    the prompt was known at the decision."""
+    scheduled_hit_ratio: float | None = None
+    """The processor's: those that it knew to be held when the engine took the request."""
 
     @property
     def hit_ratio(self) -> float:
@@ -112,7 +117,19 @@ def _ratio_shortfalls(report: DemoReport) -> list[str]:
             f"prefix-cache: the engines' hit ratio is {reached:.1%}, less than {wanted:.1%} "
             f"({FACTOR_OVER_RANDOM:g} times that of random)"
         )
-    return missed
+    return missed + _belief_shortfalls(report.of(PREFIX_CACHE))
+
+
+def _belief_shortfalls(result: StrategyResult) -> list[str]:
+    known, reused = result.scheduled_hit_ratio, result.hit_ratio
+    if known is None:
+        return ["prefix-cache: nothing is known of when the engines took the requests"]
+    if abs(known - reused) <= POINTS_APART:
+        return []
+    return [
+        f"prefix-cache: by what the processor knew at scheduling the hit ratio is {known:.1%}, "
+        f"by the engines' own count {reused:.1%}: more than a point apart"
+    ]
 
 
 def to_json(report: DemoReport) -> dict[str, Any]:
@@ -134,6 +151,7 @@ def _strategy_json(result: StrategyResult) -> dict[str, Any]:
     return {
         "hit_ratio": result.hit_ratio,
         "predicted_hit_ratio": result.predicted_hit_ratio,
+        "scheduled_hit_ratio": result.scheduled_hit_ratio,
         "largest_share": result.largest_share,
         "engines": {
             pod: {

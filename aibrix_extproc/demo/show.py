@@ -12,7 +12,8 @@ _COLUMNS: Final = (
     "requests",
     "errors",
     "hit\nratio",
-    "pre-\ndicted",
+    "at de-\ncision",
+    "sched-\nuling",
     "TTFT\np50",
     "TTFT\np90",
     "requests\nper pod",
@@ -49,6 +50,7 @@ def _cells(result: StrategyResult) -> tuple[str, ...]:
         str(clients.errors),
         percent(result.hit_ratio),
         percent(result.predicted_hit_ratio),
+        percent(result.scheduled_hit_ratio),
         milliseconds(clients.ttft_p50_s),
         milliseconds(clients.ttft_p90_s),
         "/".join(str(figures.answered) for figures in result.engines.values()),
@@ -58,7 +60,8 @@ def _cells(result: StrategyResult) -> tuple[str, ...]:
 def _caption(report: DemoReport) -> str:
     return (
         "hit ratio: prompt tokens that the engines reused, by their own count\n"
-        "predicted: what the processor expected them to reuse\n"
+        "at decision: tokens that the processor then knew the chosen pods to hold\n"
+        "scheduling: the same of whole prompts, when the engines took them\n"
         "yardstick: the same, one by one, to one engine with an endless cache\n"
         f"took {report.duration_s:.0f} s"
     )

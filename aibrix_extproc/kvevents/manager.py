@@ -16,6 +16,7 @@ from aibrix_extproc.index import IndexStats
 from aibrix_extproc.kvevents.capacity import Capacity, read_capacities
 from aibrix_extproc.kvevents.effects import ClearReason, SourceState
 from aibrix_extproc.kvevents.feed import EventIndex, Feed, Warm
+from aibrix_extproc.kvevents.recent import Recent
 from aibrix_extproc.kvevents.sockets import link_options
 from aibrix_extproc.kvevents.subscriber import Subscriber
 from aibrix_extproc.metrics import Metrics
@@ -323,6 +324,11 @@ class SourceManager:
         """Number of the last batch applied of a source; None before the first."""
         feed = self._subscriber.feed(source) if self._subscriber is not None else None
         return None if feed is None else feed.sync.sequence
+
+    def recent(self, source: int) -> Recent | None:
+        """The last batches of a source that is followed, for who opens them."""
+        feed = self._subscriber.feed(source) if self._subscriber is not None else None
+        return feed.tap if feed is not None and isinstance(feed.tap, Recent) else None
 
     def synced(self) -> bool:
         """Every source that sends events has got past its first sync, or is LOST.

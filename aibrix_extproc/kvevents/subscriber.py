@@ -22,6 +22,7 @@ from aibrix_extproc.discovery.pods import Rank
 from aibrix_extproc.kvevents.effects import ClearReason
 from aibrix_extproc.kvevents.feed import EventIndex, Feed, Warm
 from aibrix_extproc.kvevents.line import SourceLine
+from aibrix_extproc.kvevents.recent import Recent
 from aibrix_extproc.kvevents.replay import Question
 from aibrix_extproc.kvevents.sockets import (
     Context,
@@ -232,6 +233,7 @@ class Subscriber:
             self._metrics,
             self._on_clear,
             self._on_new_engine,
+            Recent(),
         )
         reader = min(self._readers, key=lambda r: r.sources)
         reader.sources += 1

@@ -126,6 +126,11 @@ class Predictions:
                 found[source] = depth
         return found
 
+    def lasts_until(self, source: int, key: int) -> float:
+        """When the last promise of this block ends; 0 where none was made."""
+        stream = self._streams.get(source)
+        return 0.0 if stream is None else stream.queue.expiries.get(stream.prefix | key, 0.0)
+
     def drop(self, source: int) -> None:
         """Forget every promise of a source that was cleared or removed. Safe from any thread."""
         with self._streams_lock:

@@ -15,6 +15,10 @@ ANSWERED: Final = "vllm:request_success_total"
 PROMPT_TOKENS: Final = "aibrix_extproc_prompt_tokens_total"
 MATCHED_TOKENS: Final = "aibrix_extproc_matched_tokens_total"
 
+SCHEDULED_PROMPT_TOKENS: Final = "aibrix_extproc_scheduled_prompt_tokens_total"
+SCHEDULED_MATCHED_TOKENS: Final = "aibrix_extproc_scheduled_matched_tokens_total"
+SCHEDULED_FOLLOWED: Final = "aibrix_extproc_scheduled_followed"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:

@@ -45,7 +45,10 @@ async def test_every_strategy_gets_the_same_requests_and_prefix_cache_reuses_mos
         assert sum(one.answered for one in result.engines.values()) == SMALL.shape.requests
     assert found.of("prefix-cache").hit_ratio > found.of("random").hit_ratio
     assert found.of("prefix-cache").hit_ratio <= found.yardstick.hit_ratio
-    assert found.of("prefix-cache").predicted_hit_ratio is not None
+    prefix_cache = found.of("prefix-cache")
+    assert prefix_cache.predicted_hit_ratio is not None
+    assert prefix_cache.scheduled_hit_ratio is not None
+    assert abs(prefix_cache.scheduled_hit_ratio - prefix_cache.hit_ratio) <= 0.01
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

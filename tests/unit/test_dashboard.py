@@ -36,6 +36,8 @@ NEITHER_SHOWN_NOR_ALERTED = {
     "aibrix_extproc_prediction_error_tokens": "the sampled share says it in one number",
     "aibrix_extproc_start_delay_seconds": "0 without a limit; what follows from it is shown",
     "aibrix_extproc_start_error_seconds": "for who sets that limit: whether to trust it",
+    "aibrix_extproc_scheduled_requests_total": "of how many the figures are that are shown",
+    "aibrix_extproc_scheduled_followed": "the same",
     "aibrix_extproc_live_cut_total": "costs no request; the page itself says it",
     "aibrix_extproc_tls_reloads_total": "the alert looks at `tls_renewal_broken`",
     "aibrix_kv_snapshots_opened_total": "happens once, at start; the log says it",

@@ -28,7 +28,7 @@ async def test_shares_of_the_same_time_are_compared() -> None:
         await compared.read()
         for _ in range(2):
             tokens = await ask(rig, 1)
-            compared.decided("tiny", tokens, 0)
+            compared.scheduled("tiny", tokens, 0)
         await compared.read()
         assert rig.value("aibrix_extproc_engine_prompt_tokens_total", model="tiny") == 2 * tokens
         found = rig.value("aibrix_extproc_engine_cached_tokens_total", model="tiny")
@@ -41,11 +41,11 @@ async def test_few_tokens_wait_for_more() -> None:
     async with fake_engines(128_256) as rig:
         compared = reuse(rig)
         await compared.read()
-        compared.decided("tiny", 10, 10)
+        compared.scheduled("tiny", 10, 10)
         await ask(rig)
         await compared.read()
         assert rig.metrics.registry.get_sample_value(DIFFERENCE, {"model": "tiny"}) is None
-        compared.decided("tiny", 3000, 3000)
+        compared.scheduled("tiny", 3000, 3000)
         await compared.read()
         assert rig.value(DIFFERENCE, model="tiny") == 1.0
 
@@ -55,7 +55,7 @@ async def test_a_model_without_pods_is_forgotten() -> None:
         compared = reuse(rig)
         await compared.read()
         tokens = await ask(rig)
-        compared.decided("tiny", tokens, 0)
+        compared.scheduled("tiny", tokens, 0)
         await compared.read()
         assert rig.metrics.registry.get_sample_value(DIFFERENCE, {"model": "tiny"}) == 0.0
         rig.registry.remove("d/p0")

@@ -53,6 +53,28 @@ def test_a_known_prefix_is_a_lower_bound() -> None:
     assert (wrong.result, wrong.difference_tokens) == (Compared.LESS, 48)
 
 
+def test_what_was_known_at_scheduling_is_compared_where_it_is_known() -> None:
+    sample = result(Usage(130, 96), is_prefix=True, prompt_tokens=130, scheduled_tokens=96)
+    assert (sample.result, sample.difference_tokens) == (Compared.EQUAL, 0)
+    less = result(Usage(100, 64), scheduled_tokens=80)
+    assert (less.result, less.difference_tokens) == (Compared.LESS, 16)
+    other = result(Usage(131, 96), is_prefix=True, prompt_tokens=130, scheduled_tokens=96)
+    assert other.result is Compared.LENGTH
+
+
+def test_mean_differences_of_both_figures_are_told_by_cause() -> None:
+    samples = Samples()
+    samples.add(result(Usage(100, 64)))  # not followed: of no cause
+    for cached in (80, 96):
+        samples.add(result(Usage(100, cached), scheduled_tokens=96, cause="tail"))
+    samples.add(result(Usage(100, 64), scheduled_tokens=64))
+    samples.add(result(NoUsage.NOT_SENT, scheduled_tokens=64))
+    assert samples.by_cause() == {
+        "none": {"requests": 1, "decision_minus_engine": 0.0, "scheduling_minus_engine": 0.0},
+        "tail": {"requests": 2, "decision_minus_engine": -24.0, "scheduling_minus_engine": 8.0},
+    }
+
+
 def test_an_answer_without_usage_keeps_its_reason() -> None:
     assert result(NoUsage.NO_DETAILS).result is NoUsage.NO_DETAILS
 
@@ -73,6 +95,8 @@ def test_the_page_has_the_last_samples_newest_first() -> None:
         "matched_tokens": 64,
         "tokens_known": True,
         "is_prefix": False,
+        "scheduled_tokens": None,
+        "cause": None,
         "result": "equal",
         "actual_prompt_tokens": 100,
         "cached_tokens": 64,

@@ -26,10 +26,13 @@ def result(
     answered: tuple[int, ...] = (52, 52, 52),
     errors: int = 0,
     prompt_tokens: int = TOKENS,
+    known: float | None = 0.0,
 ) -> StrategyResult:
+    """`known`: at scheduling, from what the engines say; None: nothing."""
+    scheduled = None if known is None else hit_ratio + known
     reasons = {"HTTP 503": errors} if errors else {}
     clients = Summary(sum(answered), errors, reasons, 5.0, prompt_tokens=prompt_tokens)
-    return StrategyResult(strategy, clients, engines(hit_ratio, answered), 0.5)
+    return StrategyResult(strategy, clients, engines(hit_ratio, answered), 0.5, scheduled)
 
 
 def demo(*results: StrategyResult, errors: int = 0) -> DemoReport:
@@ -73,6 +76,16 @@ def test_a_pod_with_more_than_six_tenths_is_a_miss() -> None:
 def test_other_requests_than_the_yardsticks_are_a_miss() -> None:
     (line,) = report.shortfalls(demo(result("random", 0.4, prompt_tokens=TOKENS - 1)))
     assert "not the same requests" in line
+
+
+def test_what_is_known_at_scheduling_is_within_a_point_of_the_engines_own_or_missed() -> None:
+    assert report.shortfalls(demo(result("prefix-cache", 0.75, known=0.009))) == []
+    (line,) = report.shortfalls(demo(result("prefix-cache", 0.75, known=0.011)))
+    assert "76.1%" in line
+    (line,) = report.shortfalls(demo(result("prefix-cache", 0.75, known=-0.011)))
+    assert "73.9%" in line
+    (line,) = report.shortfalls(demo(result("prefix-cache", 0.75, known=None)))
+    assert "nothing is known" in line
 
 
 def test_a_strategy_whose_engines_answered_nothing_has_no_share() -> None:
