@@ -16,6 +16,12 @@ class OverloadMetrics(MetricMakers):
     """How long requests wait for their beginning, by estimate, and what follows."""
 
     def _overload(self) -> None:
+        self.prefills = self._counter(
+            "aibrix_extproc_prefills_total",
+            "Prompts that were found computed, by what told it: head (of the answer), events (its "
+            "blocks), later (the blocks of one after it), end (the answer's, unseen until then).",
+            "told_by",
+        )
         self.overload = self._counter(
             "aibrix_extproc_overload_total",
             "Requests whose first choice could not begin in time: refused, would_refuse (in shadow "

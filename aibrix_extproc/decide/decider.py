@@ -3,6 +3,7 @@
 Asked by the gRPC service and by `/debug/explain` alike. It waits only for the tokenizer.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.booking import Booking
 from aibrix_extproc.decide.overload import Gate
 from aibrix_extproc.decide.plan import Plan, Planner
+from aibrix_extproc.decide.prefills import LOOK_EVERY_S, Prefills, ToldBy
 from aibrix_extproc.decide.view import KnownTokens, View, Viewer
 from aibrix_extproc.decisions import DecisionRecord, DecisionRing, SampledLog, recorded
 from aibrix_extproc.discovery.models_page import models_page
@@ -89,6 +91,11 @@ class Decider:
         self.gate = Gate(
             settings.max_start_delay_s, metrics, ledger, clock, rng or Random(), shadow, gate_open
         )
+        told = {told_by: metrics.prefills.labels(told_by) for told_by in ToldBy}
+        self._prefills = Prefills(
+            index, manager, self._computed, lambda told_by: told[told_by].inc()
+        )
+        self._looks_at: asyncio.TimerHandle | None = None
 
     async def decide(self, request: RouteRequest) -> Outcome:
         """The outcome of one request, reserved in the ledger where a candidate is picked.
@@ -146,13 +153,31 @@ class Decider:
     def prefill_done(
         self, ticket: Trip, served_by: str | None = None, succeeded: bool = True
     ) -> None:
-        """A pod has begun to answer: its prefill is no longer owed. Which one, Envoy may say."""
+        """The head of an answer has come. Which pod gives it, Envoy may say. Its prefill is owed
+        until it is known to be computed (`prefills`)."""
+        ids, promised = ticket.ids, ticket.promised
         if ticket.shadow:
+            ids = None
             ticket.forget_tokens()
         else:
             self.agreement.answered(ticket, served_by, succeeded)
-        self.gate.began(ticket, succeeded)
-        self._ledger.prefill_done(ticket.ticket, self._clock())
+        self._prefills.began(ticket, ids, promised, succeeded)
+        self._look_later()
+
+    def _computed(self, trip: Trip, succeeded: bool) -> None:
+        self.gate.began(trip, succeeded)
+        self._ledger.prefill_done(trip.ticket, self._clock())
+
+    def _look_later(self) -> None:
+        if self._looks_at is None and self._prefills.any_waiting:
+            self._looks_at = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        self._looks_at = None
+        try:
+            self._prefills.look()
+        finally:
+            self._look_later()
 
     def observed(self, ticket: Trip, found: Usage | NoUsage) -> None:
         """The answer of a sampled request has ended, with these token counts."""
@@ -160,6 +185,7 @@ class Decider:
 
     def release(self, ticket: Trip) -> None:
         """The answer is complete, or its client has gone."""
+        self._prefills.ended(ticket)
         self.gate.ended(ticket)
         self.agreement.ended(ticket)
         self._ledger.release(ticket.ticket)

@@ -68,6 +68,9 @@ class EngineConfig:
     answer_tokens: int = 256
     """After this many tokens an answer ends by itself, unless the request says `ignore_eos`.
     0: every answer goes on to the limit that its request sets."""
+    head_at_once: bool = False
+    """Send the head of a streamed answer before its first token, as vLLM does; an error after it
+    can only be told in the stream."""
     render: bool = False
     """Serve `/v1/…/render`."""
     exclude_tools_when_tool_choice_none: bool = False

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=int, default=_DEFAULTS.max_num_batched_tokens)
     add("--data-parallel-size", type=int, default=1, help="ranks, each with a cache of its own")
     _add_pace(parser)
+    add("--head-at-once", action="store_true", help="heads of streamed answers come at once")
     add("--render", action="store_true", help="serve /v1/…/render")
     add("--exclude-tools-when-tool-choice-none", action="store_true")
 
@@ -58,6 +59,7 @@ def config_from(args: argparse.Namespace) -> EngineConfig:
         adapters=tuple(name.strip() for name in args.lora.split(",") if name.strip()),
         name=args.name,
         host=args.host,
+        head_at_once=args.head_at_once,
         port=args.port,
         kv_events_port=_port(args.kv_events_port),
         kv_replay_port=_port(args.kv_replay_port),

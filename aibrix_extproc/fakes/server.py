@@ -132,6 +132,8 @@ class EngineServer:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         try:
+            if self._config.head_at_once:
+                await response.prepare(request)
             async for data in self._chunks(head, generation):
                 if not response.prepared:
                     await response.prepare(request)

@@ -15,6 +15,7 @@ from aibrix_extproc.agreement.trips import Trip
 from aibrix_extproc.agreement.watch import Agreement
 from aibrix_extproc.decide.booking import Booking
 from aibrix_extproc.decide.plan import Plan
+from aibrix_extproc.decide.prefills import Prefills
 from aibrix_extproc.decide.view import BYTES_PER_TOKEN, KnownTokens, Viewer
 from aibrix_extproc.discovery.pods import Pod, Rank, ServedModel
 from aibrix_extproc.discovery.registry import Registry
@@ -139,6 +140,12 @@ class Gateway:
             self._agreement,
             lambda: False,
         )
+        self._prefills = Prefills(
+            self._index,
+            self._manager,
+            lambda trip, succeeded: self._ledger.prefill_done(trip.ticket, self._clock()),
+            lambda told_by: None,
+        )
 
     @property
     def looks_at_prompts(self) -> bool:
@@ -163,22 +170,33 @@ class Gateway:
         view = self._viewer.view(plan, tokens, self._clock())
         decision = self._strategy.rank(view.context)
         picked = self._booking.commit(plan, tokens, view, decision, _REQUEST)
+        if self._scenario.heads_at_once:
+            self._head_came(_trip(picked))
         return self._pod_of[decision.chosen.candidate.source], picked
 
     def answer_began(self, picked: Picked) -> None:
-        """The first token has come through: the prompt is no longer owed."""
-        trip = _trip(picked)
+        """The first token has come through, and the head with it if it did not come before."""
+        if not self._scenario.heads_at_once:
+            trip = _trip(picked)
+            self._agreement.answered(trip, trip.pod.address, True)
+            self._ledger.prefill_done(trip.ticket, self._clock())
+
+    def _head_came(self, trip: Trip) -> None:
+        ids, promised = trip.ids, trip.promised
         self._agreement.answered(trip, trip.pod.address, True)
-        self._ledger.prefill_done(trip.ticket, self._clock())
+        self._prefills.began(trip, ids, promised, True)
 
     def answer_ended(self, picked: Picked) -> None:
         """The answer is complete."""
+        self._prefills.ended(_trip(picked))
         self._ledger.release(_trip(picked).ticket)
 
     def receive(self, pod: int, batch: Batch) -> None:
         """A batch of a pod's events has arrived."""
         if self._sources:
             self._sources[pod].live(batch, self._clock())
+            if self._prefills.any_waiting:
+                self._prefills.look()
 
     def pod_joins(self, engine: VirtualEngine) -> None:
         """A pod more, the next by number."""

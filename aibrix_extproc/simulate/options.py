@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from the end of a step to the arrival of its events (0)",
     )
     add(
+        "--heads-at-once",
+        action="store_true",
+        help="heads of answers come as requests are sent, as vLLM's do, not with the first token",
+    )
+    add(
         "--slo",
         type=_pair,
         metavar="TTFT_MS:TOKEN_MS",
@@ -238,6 +243,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         times=(time,) * (args.pods - slow_pods) + (slow,) * slow_pods,
         shape=shape,
         event_delay_s=args.event_delay_ms / 1e3,
+        heads_at_once=args.heads_at_once,
         seed=args.seed,
         bound=args.bound,
         scenes=tuple(args.scene),

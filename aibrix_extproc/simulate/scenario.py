@@ -32,3 +32,6 @@ class Scenario:
     """Share of requests that go to a pod by lot, past all gateways: only events tell of them."""
     replay_batches_per_s: float = 0.0
     """How fast each source's replay is read; 0: at once."""
+    heads_at_once: bool = False
+    """The head of an answer comes as its request is sent, as vLLM's do; else with its first
+    token."""

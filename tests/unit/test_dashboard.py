@@ -35,6 +35,7 @@ NEITHER_SHOWN_NOR_ALERTED = {
     "aibrix_extproc_token_flushes_total": "follows engine restarts, which are shown",
     "aibrix_extproc_prediction_error_tokens": "the sampled share says it in one number",
     "aibrix_extproc_start_delay_seconds": "0 without a limit; what follows from it is shown",
+    "aibrix_extproc_prefills_total": "for who asks what load rests on",
     "aibrix_extproc_start_error_seconds": "for who sets that limit: whether to trust it",
     "aibrix_extproc_scheduled_requests_total": "of how many the figures are that are shown",
     "aibrix_extproc_scheduled_followed": "the same",
