@@ -88,7 +88,7 @@ def seconds(high_s: float) -> list[Tick]:
 
 def amounts(scale: Linear) -> list[Tick]:
     """Numbers of anything: `1,200`, `12 k`, `3 M`."""
-    return [Tick(scale.at(mark), amount(mark)) for mark in scale.marks(4)]
+    return [Tick(scale.at(mark), amount(mark)) for mark in scale.marks(6)]
 
 
 def amount(value: float) -> str:
