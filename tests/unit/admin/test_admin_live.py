@@ -320,6 +320,16 @@ async def test_at_the_end_every_stream_ends(world: LiveWorld) -> None:
             await asyncio.wait_for(reply.read(), 5)
 
 
+async def test_at_the_end_a_viewer_who_does_not_read_is_cut_off(world: LiveWorld) -> None:
+    hub = Hub(world, world.metrics)
+    cut: list[bool] = []
+    viewer = hub.join(lambda: cut.append(True))
+    while not viewer.queue.full():
+        viewer.queue.put_nowait(b"")
+    await hub.close()
+    assert (cut, hub.viewers) == ([True], 0)
+
+
 # -- whether pods answer --------------------------------------------------------------------------
 
 
