@@ -235,6 +235,14 @@ _PERTURBED: Final = (
         time=Polynomial(prefill_scale=1.5),
     ),
     Case(
+        "shared-prefix, quadratic attention",
+        "perturbed",
+        8,
+        _made(shared_prefix, replace(_SHARED, rate=40.0)),
+        blocks=4096,
+        time=Polynomial(prefill_ns_per_pair=4.0),
+    ),
+    Case(
         "multi-turn, prefill × 0.5",
         "perturbed",
         4,
