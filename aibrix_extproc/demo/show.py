@@ -27,7 +27,7 @@ def table(report: DemoReport) -> Table:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     shown.add_column("strategy", no_wrap=True)
     for column in _COLUMNS:
