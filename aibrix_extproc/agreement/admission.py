@@ -85,6 +85,12 @@ def admitted(expected: Expected, payloads: Payloads, known_at: int = 0) -> Admit
     return _Replay(expected, happened, known_at).result()
 
 
+def names_end(expected: Expected, payloads: Payloads) -> bool:
+    """Whether one of these batches seems to store the last block that the prompt fills."""
+    end = expected.full_blocks
+    return end > 0 and _first_with(payloads, _written(expected, end - 1, end)) is not None
+
+
 def _is_quiet(expected: Expected, payloads: Payloads) -> bool:
     """Nothing was computed of what was thought to be held, and the rest came in one piece.
 

@@ -3,6 +3,10 @@
 Owns which requests are followed (a bounded number, chosen before anything is known of them), what
 is kept of each, when it is looked at, and what came between decision and scheduling: a cause from a
 closed list for each difference. What a look finds is for `admission`; counting is the caller's.
+
+That an engine has taken a request is known when it has announced the prompt's last block, or when
+the answer is over. The head of an answer does not tell: vLLM sends it before the prompt's turn.
+
 Nothing here is on the way of a request: a decision puts down what it knows, the rest is done a
 moment after the answer began. Belongs to the event loop's thread.
 """
@@ -15,7 +19,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from aibrix_extproc.agreement.admission import Admitted, Expected, TooMuch, admitted
+from aibrix_extproc.agreement.admission import Admitted, Expected, TooMuch, admitted, names_end
 from aibrix_extproc.agreement.trips import Served, Trip
 from aibrix_extproc.agreement.usage import Usage
 from aibrix_extproc.kvevents.recent import Recent
@@ -26,11 +30,12 @@ MAX_OPEN: Final = 128
 SAMPLED_MORE: Final = 32
 """Room that only requests have whose answer is read."""
 SETTLE_S: Final = 0.3
-"""After the answer began: an engine sends a step's events before its tokens, but by another way."""
+"""After an answer's head, and after its end: an engine sends a step's events before its tokens,
+but by another way."""
 TOKENS_S: Final = 5.0
 """After the answer began: tokens that are not known by then do not come."""
 MAX_AGE_S: Final = 120.0
-"""Without an answer for so long: its end was not seen."""
+"""After so long it is settled by what is known."""
 BYTES_PER_S: Final = 8 * 1024 * 1024
 """Of batches, looked through for all requests: 1 % of a core."""
 
@@ -44,6 +49,9 @@ class Came(StrEnum):
     """No answer with status 200 came: it was refused, it failed, or its client left."""
     NO_TOKENS = "no_tokens"
     """The rest of its tokens never became known."""
+    UNANNOUNCED = "unannounced"
+    """Its answer is over, and blocks that it should have computed were never announced: its client
+    left before its turn, it failed in the stream, or events are missing."""
     UNSEEN = "unseen"
     """More batches came meanwhile than are kept or looked through."""
 
@@ -109,7 +117,9 @@ class Follow(msgspec.Struct, eq=False):
     is_believed: bool = True
     answered_at: float | None = None
     succeeded: bool = False
-    is_over: bool = False
+    over_at: float | None = None
+    looked_through: int = 0
+    """Batches in which the prompt's last block is not."""
     usage: Usage | None = None
     """What the answer said of its tokens, where it was read."""
 
@@ -252,10 +262,10 @@ class Following:
             )
 
     @staticmethod
-    def ended(trip: Trip) -> None:
+    def ended(trip: Trip, now: float) -> None:
         """The answer is over, or will never be."""
         if isinstance(trip.follow, Follow):
-            trip.follow.is_over = True
+            trip.follow.over_at = now
 
     def observed(self, trip: Trip, found: Usage) -> bool:
         """Keep what the answer said until the request is settled; False where it is by now."""
@@ -284,13 +294,37 @@ class Following:
 
     def _came(self, follow: Follow, now: float) -> Came | None:
         """None: not yet."""
+        is_old = now - follow.since > MAX_AGE_S
         if follow.answered_at is None:
-            return Came.NOT_SERVED if follow.is_over or now - follow.since > MAX_AGE_S else None
+            return Came.NOT_SERVED if follow.over_at is not None or is_old else None
         if not follow.succeeded or follow.trip.served is Served.STRANGER:
             return Came.NOT_SERVED
         if follow.expected is None:
             return Came.NO_TOKENS if now - follow.answered_at >= TOKENS_S else None
-        return Came.KNOWN if now - follow.answered_at >= SETTLE_S else None
+        if now - follow.answered_at < SETTLE_S:
+            return None
+        if follow.recent is None or follow.trip.served is Served.OTHER:
+            return Came.KNOWN  # of its events nothing is kept
+        is_announced = self._is_announced(follow, follow.recent, follow.expected)
+        if is_announced is None:
+            return Came.UNSEEN
+        is_over = follow.over_at is not None and now - follow.over_at >= SETTLE_S
+        if is_announced or not (is_over or is_old):
+            return Came.KNOWN if is_announced else None
+        computes = reusable_tokens(follow.length, 1, follow.length) // follow.block_size
+        return Came.KNOWN if follow.expected.promised >= computes else Came.UNANNOUNCED
+
+    def _is_announced(self, follow: Follow, recent: Recent, expected: Expected) -> bool | None:
+        """Whether batches name the prompt's last block; None: some of them are no longer kept."""
+        payloads = recent.since(follow.position)
+        if payloads is None:
+            return None
+        fresh = payloads[follow.looked_through :]
+        self._budget.left -= sum(len(one) for one in fresh if one)
+        if names_end(expected, fresh):
+            return True
+        follow.looked_through = len(payloads)
+        return False
 
     def _forget(self, follow: Follow) -> None:
         del self._open[follow]

@@ -92,7 +92,7 @@ class Agreement:
 
     def ended(self, trip: Trip) -> None:
         """The answer is over, or will never be."""
-        self._following.ended(trip)
+        self._following.ended(trip, self._clock())
 
     def answered(self, trip: Trip, served_by: str | None, succeeded: bool) -> None:
         """The answer has begun. `succeeded`: with status 200, so that the prompt was computed."""

@@ -1,13 +1,14 @@
 """What was known to be held when engines took requests, against the engines' own count."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from aibrix_extproc.fakes.config import EngineConfig, TimeModel
 from aibrix_extproc.stack import scrape
-from tests.e2e.stack import Stack, gateway
+from tests.e2e.stack import Reply, Stack, gateway
 from tests.e2e.watching import begin_answer, caught_up, counted, text
 from tests.support import eventually_async
 
@@ -17,18 +18,26 @@ TURNS, AT_ONCE = 5, 6
 
 
 def small(number: int) -> EngineConfig:
-    """Too few blocks for what is under way, and slow enough for queues."""
+    """Too few blocks for what is under way, slow enough for queues, and heads as vLLM's."""
     time = TimeModel(prefill_us_per_token=30.0, decode_ms_per_token=1.0)
-    return EngineConfig(name=f"engine-{number}", num_blocks=220, time=time)
+    return EngineConfig(name=f"engine-{number}", num_blocks=220, time=time, head_at_once=True)
 
 
 async def converse(stack: Stack, system: str, name: str) -> None:
     messages: list[dict[str, Any]] = [{"role": "system", "content": text(system, 60)}]
     for turn in range(TURNS):
         messages.append({"role": "user", "content": f"{text(name, 40)} {turn} {name}{turn}"})
-        reply = await stack.chat(messages, max_tokens=24)
+        usage = {"include_usage": True}
+        reply = await stack.chat(messages, max_tokens=24, stream=True, stream_options=usage)
         assert reply.status == 200
-        messages.append(reply.json()["choices"][0]["message"])
+        messages.append({"role": "assistant", "content": content(reply)})
+
+
+def content(reply: Reply) -> str:
+    """The text of a streamed answer."""
+    chunks = [json.loads(data) for data in reply.events() if data != "[DONE]"]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 async def known(stack: Stack) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """From the decision to the engine's scheduling: both figures, and why they differ."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -85,6 +86,11 @@ class Watched:
         self.begin(picked, engine)
 
     def begin(self, picked: Picked, engine: FakeEngine, succeeded: bool = True) -> None:
+        """The answer's head comes, and its end with it."""
+        self.head(picked, engine, succeeded)
+        self.rig.decider.release(trip(picked))
+
+    def head(self, picked: Picked, engine: FakeEngine, succeeded: bool = True) -> None:
         self.rig.decider.prefill_done(trip(picked), engine.address, succeeded)
 
     def value(self, name: str, **labels: str) -> float:
@@ -225,6 +231,54 @@ async def test_a_request_that_was_not_served_is_counted_and_has_no_figures() -> 
         assert seen.value(REQUESTS, result="not_served") == 4
         assert seen.value(PROMPT, model="tiny") == 0
         assert trip(unseen).follow is None
+
+
+async def test_a_head_that_comes_before_the_prompts_turn_settles_nothing() -> None:
+    small = EngineConfig(name="e0", num_blocks=60)
+    async with (
+        FakeEngine(small) as engine,
+        running([pod_of(engine)], kv_event_sync=True) as rig,
+    ):
+        await eventually_async(rig.manager.synced)
+        seen = Watched(rig, [engine])
+        await seen.serve(LONG)
+        seen.later()
+        picked = await rig.pick(completion(f"{LONG} {OWN}"))
+        seen.head(picked, engine)
+        seen.later()
+        assert seen.value(REQUESTS, result="known") == 1
+        await ask(engine, f"others {LONG}")  # its blocks go while it waits
+        reused = await ask(engine, f"{LONG} {OWN}")
+        await seen.caught_up()
+        seen.later()
+        assert seen.value(REQUESTS, result="known") == 2
+        assert seen.figures() == (picked.matched_tokens, reused)
+        assert reused < picked.matched_tokens
+
+
+async def test_a_prompt_held_whole_is_settled_by_the_end_of_its_answer() -> None:
+    async with watched() as seen:
+        await seen.serve(LONG)
+        picked = await seen.rig.pick(completion(LONG))
+        await ask(seen.engines[0], LONG)
+        await seen.caught_up()
+        seen.head(picked, seen.engines[0])
+        seen.later()
+        assert seen.value(REQUESTS, result="known") == 1
+        seen.rig.decider.release(trip(picked))
+        seen.later()
+        assert seen.value(REQUESTS, result="known") == 2
+
+
+async def test_an_answer_that_ends_before_its_prompts_turn_has_no_figures() -> None:
+    async with watched() as seen:
+        picked = await seen.rig.pick(completion(LONG))
+        seen.begin(picked, seen.engines[0])
+        seen.later(SETTLE_S / 2)
+        assert seen.value(REQUESTS, result="unannounced") == 0
+        seen.later()
+        assert seen.value(REQUESTS, result="unannounced") == 1
+        assert seen.value(PROMPT, model="tiny") == 0
 
 
 async def test_only_so_many_are_followed_and_sampled_ones_first() -> None:
@@ -406,3 +460,26 @@ async def test_tokens_that_never_become_known_are_counted_and_give_no_figures() 
         await eventually_async(lambda: seen.value(LATER, result="done") == at_once(seen.rig))
         seen.later()
         assert seen.figures() == before
+
+
+async def test_what_a_request_promises_itself_or_a_later_one_does_is_not_held() -> None:
+    async with known_prefix() as (seen, talk, _):
+        rig = seen.rig
+        (view,) = rig.manager.views()
+        # As of a pod without events: predictions are all that is known.
+        await asyncio.to_thread(rig.manager.close)
+        await asyncio.to_thread(rig.index.clear_source, view.source)
+        rig.predictions.drop(view.source)
+        _, held = seen.figures()
+        picked = await talk.decide()
+        assert picked.matched_tokens == 0
+        assert len(rig.predictions) > 0
+        await eventually_async(lambda: rig.value(LATER, result="done") == at_once(rig))
+        seen.begin(picked, seen.engines[0])
+        seen.later()
+        assert seen.figures()[1] == held
+        again = await rig.decider.decide(request(talk.body, "/v1/chat/completions"))
+        assert isinstance(again, Picked)
+        seen.begin(again, seen.engines[0])
+        seen.later()
+        assert seen.figures()[1] - held == again.matched_tokens > 256
