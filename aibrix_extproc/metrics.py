@@ -1,8 +1,9 @@
-"""Every metric of this server, `metric_agreement`'s included; `docs/metrics.md` explains each.
+"""Every metric of this server, those of the other `metric_…` modules included.
 
-One `Metrics` object is made at start and handed to the rooms that count. Labels come from
-closed lists or from known pods and models, so that no client can add a series. Room logic that
-needs no socket does not see this module: it returns what happened, and its caller counts.
+`docs/metrics.md` explains each. One `Metrics` object is made at start and handed to the rooms that
+count. Labels come from closed lists or from known pods and models, so that no client can add a
+series. Room logic that needs no socket does not see this module: it returns what happened, and its
+caller counts.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from aibrix_extproc import model_labels
 from aibrix_extproc.metric_agreement import AgreementMetrics
+from aibrix_extproc.metric_events import EventMetrics
 from aibrix_extproc.metric_overload import OverloadMetrics
 from aibrix_extproc.metric_strategies import StrategyMetrics
 
@@ -43,7 +45,7 @@ class Children(Generic[Labelled]):
         self._known.clear()
 
 
-class Metrics(AgreementMetrics, StrategyMetrics, OverloadMetrics):
+class Metrics(EventMetrics, AgreementMetrics, StrategyMetrics, OverloadMetrics):
     """The metrics, each an attribute. A fresh registry each, so that tests do not share."""
 
     def __init__(
@@ -266,92 +268,6 @@ class Metrics(AgreementMetrics, StrategyMetrics, OverloadMetrics):
         )
         self.tokenizer_breaker_open = self._gauge(
             "aibrix_extproc_tokenizer_breakers_open", "Endpoints that are left alone now."
-        )
-
-    def _source_states(self) -> None:
-        self.source_state = self._gauge(
-            "aibrix_kv_source_state", "1 for the state that a source is in.", "pod", "rank", "state"
-        )
-        self.source_stale = self._gauge(
-            "aibrix_kv_source_stale",
-            "1 where a source has been silent for too long to be believed.",
-            "pod",
-            "rank",
-        )
-        self.source_waiting_bytes = self._gauge(
-            "aibrix_kv_source_waiting_bytes",
-            "Memory of the live batches that wait for a replay.",
-            "pod",
-            "rank",
-        )
-        self.source_lag = self._gauge(
-            "aibrix_kv_source_lag_seconds",
-            "Between an engine's time stamp on the last batch and its arrival.",
-            "pod",
-            "rank",
-        )
-        self.gaps = self._counter(
-            "aibrix_kv_gaps_total", "Holes seen in a source's sequence.", "pod", "rank"
-        )
-        self.restarts = self._counter(
-            "aibrix_kv_restarts_total", "Restarts of an engine seen in its sequence.", "pod", "rank"
-        )
-
-    def _source_contact(self) -> None:
-        self.replays = self._counter(
-            "aibrix_kv_replays_total",
-            "Replays by result: complete, partial, failed, none (no replay port).",
-            "pod",
-            "rank",
-            "result",
-        )
-        self.disconnects = self._counter(
-            "aibrix_kv_disconnects_total",
-            "Connections of a source's event stream that ended.",
-            "pod",
-            "rank",
-        )
-        self.handshake_failures = self._counter(
-            "aibrix_kv_handshake_failures_total",
-            "Connections to an engine's port that came to no ZMQ conversation.",
-            "pod",
-            "rank",
-        )
-        self.source_clears = self._counter(
-            "aibrix_kv_source_clears_total",
-            "Times a source was emptied, by reason.",
-            "reason",
-        )
-
-    def _events(self) -> None:
-        self.batches = self._counter("aibrix_kv_batches_total", "Batches received.", "pod", "rank")
-        self.blocks_stored = self._counter("aibrix_kv_blocks_stored_total", "Blocks announced.")
-        self.blocks_removed = self._counter("aibrix_kv_blocks_removed_total", "Blocks removed.")
-        self.skipped_events = self._counter(
-            "aibrix_kv_skipped_events_total", "Events that could not be used, by reason.", "reason"
-        )
-        self.bad_frames = self._counter(
-            "aibrix_kv_bad_frames_total",
-            "ZMQ messages that are no event batch, by reason.",
-            "reason",
-        )
-
-    def _index(self) -> None:
-        self.index_bytes = self._gauge("aibrix_kv_index_bytes", "Size of the index.")
-        self.index_blocks = self._gauge("aibrix_kv_index_blocks", "Distinct blocks in the index.")
-        self.index_placements = self._gauge(
-            "aibrix_kv_index_placements", "Blocks in sources, by medium.", "medium"
-        )
-        self.index_orphans = self._gauge("aibrix_kv_index_orphans", "Parked blocks.")
-        self.index_backend_info = self._gauge(
-            "aibrix_kv_index_backend_info",
-            "1 for the index that serves: core (compiled) or reference (plain Python).",
-            "backend",
-        )
-        self.index_sources = self._gauge("aibrix_kv_index_sources", "Sources in the index.")
-        self.index_full_sources = self._gauge(
-            "aibrix_kv_index_full_sources",
-            "Sources of which blocks were left out, because the index is full.",
         )
 
     def _levers(self) -> None:
