@@ -43,7 +43,8 @@ async def test_an_answer_of_twelve_seconds_is_heard_to_its_end() -> None:
         r.engines[0].gate = asyncio.Event()
         answer = asyncio.create_task(r.post())
         await eventually_async(lambda: r.engines[0].requests)
-        await asyncio.sleep(12)
+        ended, _ = await asyncio.wait((answer,), timeout=12)
+        assert not ended
         assert await stat(r, f"cluster.{PROCESSOR}.upstream_rq_active") == 1
         r.engines[0].gate.set()
         assert await answer == (200, "engine-0")

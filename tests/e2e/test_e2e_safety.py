@@ -28,7 +28,7 @@ from tests.e2e.beside import (
     serves,
 )
 from tests.e2e.stack import Reply, Stack, gateway
-from tests.e2e.upstream import Received, Upstream, send_raw
+from tests.e2e.upstream import Upstream, received, send_raw
 from tests.fake_kube import kubeconfig
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -67,10 +67,6 @@ async def envoys(pods: list[Upstream]) -> AsyncIterator[Envoys]:
 def nothing_received(pods: list[Upstream]) -> None:
     for pod in pods:
         pod.received.clear()
-
-
-def received(pods: list[Upstream]) -> list[Received]:
-    return [one for pod in pods for one in pod.received]
 
 
 # -- destinations of a client's own -----------------------------------------------------------

@@ -24,7 +24,7 @@ from tests.e2e.beside import (
     serves,
 )
 from tests.e2e.stack import gateway
-from tests.e2e.upstream import Received, Upstream
+from tests.e2e.upstream import Upstream, received
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -59,10 +59,6 @@ async def envoys(pods: list[Upstream]) -> AsyncIterator[Envoys]:
 def nothing_received(pods: list[Upstream]) -> None:
     for pod in pods:
         pod.received.clear()
-
-
-def received(pods: Sequence[Upstream]) -> list[Received]:
-    return [one for pod in pods for one in pod.received]
 
 
 def order(session: str, pods: Sequence[Upstream]) -> list[Upstream]:

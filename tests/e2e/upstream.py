@@ -128,6 +128,11 @@ class Upstream:
         await writer.drain()
 
 
+def received(pods: Sequence[Upstream]) -> list[Received]:
+    """What all of them were sent, pod by pod."""
+    return [one for pod in pods for one in pod.received]
+
+
 async def read_request(reader: asyncio.StreamReader) -> Received:
     """One request. Raises IncompleteReadError where the other side has closed."""
     line = (await reader.readuntil(b"\r\n")).decode("latin-1").split(" ")
