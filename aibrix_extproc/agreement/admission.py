@@ -146,7 +146,6 @@ class _Removed:
 @dataclass(frozen=True, slots=True)
 class _Emptied:
     batch: int
-    by_engine: bool
 
 
 _Happened = _Stored | _Removed | _Emptied
@@ -166,7 +165,7 @@ def _happened(expected: Expected, payloads: Payloads) -> Iterator[_Happened]:
     ]
     for at, events in enumerate(batches):
         if events is None:
-            yield _Emptied(at, by_engine=False)
+            yield _Emptied(at)
             continue
         for event, place in zip(events, found[at], strict=True):
             if place is not None:
@@ -175,7 +174,7 @@ def _happened(expected: Expected, payloads: Payloads) -> Iterator[_Happened]:
                 blocks = (finder.block_of.get(one) for one in event.block_hashes)
                 yield from (_Removed(at, block) for block in blocks if block is not None)
             elif isinstance(event, AllBlocksCleared):
-                yield _Emptied(at, by_engine=True)
+                yield _Emptied(at)
 
 
 class _Finder:

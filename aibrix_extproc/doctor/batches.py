@@ -1,6 +1,5 @@
 """Messages of an event stream or a replay, summed up. Pure.
 
-Owns what is kept of them: numbers, topics, block sizes, what cannot be read, and the blocks that
 begin a prompt. The payload is decoded as the index does it.
 """
 
@@ -22,7 +21,6 @@ class Summary:
 
     def __init__(self) -> None:
         self._sequences: list[int] = []
-        self._topics: set[str] = set()
         self._block_sizes: set[int] = set()
         self._unreadable: Counter[str] = Counter()
         self._bad_frames: Counter[str] = Counter()
@@ -36,7 +34,6 @@ class Summary:
         except BadFrames as error:
             self.bad(error.reason)
             return
-        self._topics.add(batch.topic)
         self._batch(batch.sequence, batch.payload)
 
     def replayed(self, batch: ReplayBatch) -> None:
@@ -74,7 +71,6 @@ class Summary:
             first_sequence=self._sequences[0] if self._sequences else None,
             last_sequence=self._sequences[-1] if self._sequences else None,
             fell=next((p for p in itertools.pairwise(self._sequences) if p[1] < p[0]), None),
-            topics=frozenset(self._topics),
             block_sizes=frozenset(self._block_sizes),
             unreadable=dict(self._unreadable),
             bad_frames=dict(self._bad_frames),

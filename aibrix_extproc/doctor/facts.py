@@ -162,7 +162,6 @@ class Batches:
     last_sequence: int | None = None
     fell: tuple[int, int] | None = None
     """The first two numbers in a row of which the second is lower."""
-    topics: frozenset[str] = frozenset()
     block_sizes: frozenset[int] = frozenset()
     unreadable: Mapping[str, int] = field(default_factory=dict)
     """Reason → how many events or payloads."""
